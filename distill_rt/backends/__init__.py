@@ -1,0 +1,1 @@
+"""What runs a compiled component: one file per inference engine."""

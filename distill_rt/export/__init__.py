@@ -1,0 +1,1 @@
+"""From a student to a bundle: graphs, passes, golden inputs, the gate."""

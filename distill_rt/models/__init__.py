@@ -1,0 +1,1 @@
+"""Adapters from diffusers pipelines and modules to a student contract and weights."""

@@ -1,0 +1,1 @@
+"""From an engine and a request to pixels; no torch."""
