@@ -1,0 +1,109 @@
+"""What the three manifests say: the bodies of student.json, bundle.json and engine.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distill_rt.core.spec import StudentSpec, TensorSpec
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Mode = Literal["step"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentBody:
+    """student.json: the contract; `weights[i]` is the safetensors file of `spec.networks[i]`."""
+
+    spec: StudentSpec
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """One ONNX graph of a bundle.
+
+    Args:
+        file: path of the .onnx file (external data beside it).
+        inputs, outputs: in graph order; "B" is dynamic.
+        opset: of the default domain.
+        initializers: weight manifest, parameter name of the student -> initializer of the graph (for refitting).
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    initializers: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleBody:
+    """bundle.json: a student as graphs, with golden inputs and outputs computed by the student in float32.
+
+    Components are named ``network0``, ``network1``, ... after `spec.networks`.
+    """
+
+    spec: StudentSpec
+    student_digest: str
+    mode: Mode
+    components: dict[str, Component]
+    golden: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance:
+    """How far an engine's output is from the student's: relative L2, PSNR in dB over the range [-1, 1], cosine."""
+
+    relative_l2: float
+    psnr_db: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateReport:
+    """The gate's figures; `components` by name, `trajectories` by "steps=N,guidance=W". Largest `Distance` over goldens."""
+
+    bar: Distance
+    components: dict[str, Distance]
+    trajectories: dict[str, Distance]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """One component compiled for one number of images: `files` that its backend wrote, relative to the engine."""
+
+    batch: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineBody:
+    """engine.json.
+
+    Args:
+        spec: the contract, unchanged.
+        bundle_digest: the bundle it was compiled from.
+        target: for example ``openvino:cpu``.
+        precision: of the arithmetic inside of the networks.
+        fingerprint: sha256 over everything that decides what the engine computes (`distill_rt.backends.fingerprint`).
+        fingerprint_parts: what went into it, so that a refusal can name the part that differs.
+        batches: numbers of images with a compiled component, ascending.
+        components: name -> one compiled component per batch size.
+        gate: the report of the gate that let it pass.
+        build_seconds: wall time of the build, without the gate.
+        options: backend options that were pinned (JSON values).
+    """
+
+    spec: StudentSpec
+    bundle_digest: str
+    target: str
+    precision: Precision
+    fingerprint: str
+    fingerprint_parts: dict[str, Any]
+    batches: tuple[int, ...]
+    components: dict[str, tuple[Compiled, ...]]
+    gate: GateReport
+    build_seconds: float
+    options: dict[str, Any] = field(default_factory=dict)
