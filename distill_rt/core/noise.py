@@ -1,14 +1,14 @@
 """Noise that is the same bits on every device, in every batch and at every batch position.
 
-*Integers*: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC '11). The key is the
-image's 64-bit seed (low word, high word), the counter is (block, stream, 0, 0), a block is 4 consecutive elements of ONE
-image in NCHW order. So element e of an image is word ``e % 4`` of block ``e // 4``, and nothing but seed, stream and e
-decides it.
+*Integers*: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC '11). The key is
+the image's 64-bit seed (low word, high word), the counter is (block, stream, 0, 0), a block is 4 consecutive elements
+of ONE image in NCHW order. So element e of an image is word ``e % 4`` of block ``e // 4``, and nothing but seed, stream
+and e decides it.
 
 *Normals*: z = Phi^-1 of a uniform number by the inverse error function in w = -log(4p(1-p)) (Giles 2010, "Approximating
 the erfinv function", GPU Computing Gems 2), with our own fit of both branches (tests/core/fit_normal.py makes the
-constants). Every float32 operation has one correctly rounded answer, so NumPy, C++ and Triton agree in every bit when they
-do exactly these operations in this order, each rounded on its own (no fused multiply-add, no reassociation)::
+constants). Every float32 operation has one correctly rounded answer, so NumPy, C++ and Triton agree in every bit when
+they do exactly these operations in this order, each rounded on its own (no fused multiply-add, no reassociation)::
 
     k    = int32(bits & 0x7fffffff)
     p    = (float32(k) + 0.5) * 2^-32                                  in (0, 1/2]
@@ -195,7 +195,7 @@ def _log(t: Float32) -> Float32:
     """Natural logarithm of normal positive float32, absolute error below 1e-7 + 6e-8 |log t|."""
     i = t.view(np.uint32) + np.uint32(0x3F800000 - _ROOT_HALF_BITS)
     e = ((i >> np.uint32(23)).astype(np.int32) - np.int32(127)).astype(np.float32)
-    f = ((i & np.uint32(0x007FFFFF)) + np.uint32(_ROOT_HALF_BITS)).view(np.float32) - np.float32(1)
+    f: Any = ((i & np.uint32(0x007FFFFF)) + np.uint32(_ROOT_HALF_BITS)).view(np.float32) - np.float32(1)
     log: Float32 = e * _LN2 + (f + (f * f) * _horner(LOG, f))
     return log
 

@@ -62,7 +62,7 @@ def minimax(
     s = middle + half * u
     target, scale = function(s), weight(s)
     basis = chebyshev.chebvander(u, degree)
-    lawson: Float64 = np.ones(num_nodes)
+    lawson: NDArray[Any] = np.ones(num_nodes)
     best_error, best = np.inf, np.zeros(degree + 1)
     for _ in range(200):
         root = np.sqrt(lawson) * scale
