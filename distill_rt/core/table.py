@@ -4,7 +4,7 @@ The state starts as ``init_scale * z``. Row i (design section 4)::
 
     F      = net[net_id](c_in * x, time, second_time)
     x0     = p * x + q * F                       then optional clip or dynamic threshold
-    x_next = r*x + g*x0 + h1*x0_1 + h2*x0_2 + h3*x0_3 + k*anchor + n*z
+    x_next = r*x + g*x0 + f*F + h1*x0_1 + h2*x0_2 + h3*x0_3 + k*anchor + n*z
 
 ``x0_j`` are the predictions of earlier rows (newest first), ``anchor`` is the input state of the last row flagged
 ``set_anchor``, ``z`` is unit noise of stream ``stream``. A row with ``net_id = -1`` calls no network and pushes no
@@ -51,6 +51,8 @@ class Row:
     """The bound is limited to [1, threshold_max] and x0 is divided by it."""
     r: float = 0.0
     g: float = 1.0
+    f: float = 0.0
+    """Weight of the raw output beside x0: samplers that clip x0 but keep the unclipped noise direction need it."""
     h1: float = 0.0
     h2: float = 0.0
     h3: float = 0.0
@@ -93,7 +95,7 @@ class Row:
             raise ValueError("step table: only a row without clip, threshold, history and anchor folds")
         if not self.calls_network:
             return self.r, 0.0, self.n
-        return self.r + self.g * self.p, self.g * self.q, self.n
+        return self.r + self.g * self.p, self.g * self.q + self.f, self.n
 
 
 _ROW_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Row)}
@@ -253,7 +255,7 @@ def run_table(
                 x0 = predict_x0(row, x, F) if on_row or table.num_history else None
             else:
                 x0 = predict_x0(row, x, F)
-                total = total + cast(row.g) * x0
+                total = total + cast(row.g) * x0 + cast(row.f) * F
         for weight, past in zip((row.h1, row.h2, row.h3), history, strict=True):
             if weight:
                 total = total + cast(weight) * past
