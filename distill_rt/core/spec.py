@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distill_rt.core.errors import UsageError
-from distill_rt.core.prediction import Prediction
-from distill_rt.core.process import Process
+from distill_rt.core.prediction import Parameterization
+from distill_rt.core.process import NoiseProcess
 from distill_rt.core.table import StepTable
 
 
@@ -96,7 +96,7 @@ class StudentSpec:
         name: short name, for people.
         sample_shape: (C, H, W) of the state that the table moves.
         process: noise process x_t = alpha_t x0 + sigma_t eps.
-        prediction: what the network's raw output is.
+        parameterization: what the network's raw output means (prediction type and preconditioning).
         condition, guidance: what a request may choose.
         plans: number of steps -> step table; the only allowed numbers of steps.
         default_steps: the plan when the request says nothing.
@@ -106,8 +106,8 @@ class StudentSpec:
 
     name: str
     sample_shape: tuple[int, int, int]
-    process: Process
-    prediction: Prediction
+    process: NoiseProcess
+    parameterization: Parameterization
     condition: Condition = field(default_factory=Condition)
     guidance: Guidance = field(default_factory=Guidance)
     plans: dict[int, StepTable]

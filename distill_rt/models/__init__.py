@@ -1,1 +1,6 @@
-"""Adapters from diffusers pipelines and modules to a student contract and weights."""
+"""Layer 1: the networks themselves (torch), around diffusers' classes, and the student directory that holds them."""
+
+from distill_rt.models.networks import NETWORKS, build_network
+from distill_rt.models.student import Student, load_student, save_student
+
+__all__ = ["Student", "load_student", "save_student", "NETWORKS", "build_network"]

@@ -1,1 +1,18 @@
-"""Distillation methods, one file per method."""
+"""Training methods, one file each; the table in docs/methods.md has a card for every one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.consistency import Consistency
+from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.guidance import GuidanceDistillation
+from distill_rt.training.methods.progressive import Progressive
+
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method for method in (Progressive, Consistency, GuidanceDistillation)
+}
+"""What ``distill-rt distill METHOD`` offers."""
+
+__all__ = ["Method", "Phase", "METHODS", "Consistency", "Denoising", "GuidanceDistillation", "Progressive"]

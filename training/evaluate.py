@@ -1,0 +1,117 @@
+"""Evaluate a student against its teacher: the quality protocol as one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.models import Student, load_student
+from distill_rt.training.data import load_dataset
+from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
+from distill_rt.training.quality.bench import QualityBench
+from distill_rt.training.quality.gate import Yardstick, verdict
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total)."""
+
+
+def evaluate(
+    student: Path,
+    teacher: Path,
+    *,
+    nfe: Sequence[int] | None = None,
+    num_samples: int = 2000,
+    guidance: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a student at each number of evaluations, with the naive baselines at the same number of steps.
+
+    Args:
+        student, teacher: directories; the teacher is the yardstick.
+        nfe: numbers of steps within the student's contract; None is all of them.
+        num_samples: per sample set, at least 200.
+        guidance: w; None is the contract's default.
+
+    Returns:
+        A JSON object: ``rows`` (one per number of steps: measures, passed, failures), ``baselines`` and ``floor``.
+
+    Raises:
+        UsageError: a number of steps or guidance outside of the contract, or another kind of data.
+    """
+    loaded, reference = load_student(student), load_student(teacher)
+    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, seed=seed)
+    if loaded.spec.sample_shape != reference.spec.sample_shape or loaded.spec.condition != reference.spec.condition:
+        raise UsageError(
+            f"{student} and {teacher} make different things: {loaded.spec.sample_shape} with {loaded.spec.condition.kind} "
+            f"condition and {reference.spec.sample_shape} with {reference.spec.condition.kind} condition",
+            code="teacher-mismatch",
+            hint="give the teacher that the student was distilled from",
+        )
+    counts = [loaded.spec.check_steps(n) for n in (nfe or loaded.spec.steps)]
+    if loaded.spec.guidance.mode != "none":
+        loaded.spec.check_guidance(guidance)
+    rows = []
+    for index, num_steps in enumerate(counts):
+        if progress is not None:
+            progress(f"{num_steps} steps", index, len(counts))
+        rows.append(evaluate_steps(bench, loaded, num_steps))
+    return {
+        "student": str(student),
+        "teacher": str(teacher),
+        "guidance": bench.guidance,
+        "num_samples": num_samples,
+        "seed": seed,
+        "rows": rows,
+    }
+
+
+def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, seed: int) -> QualityBench:
+    """The yardstick of a teacher that says which data it knows."""
+    if num_samples < 200:
+        raise UsageError(f"an evaluation needs at least 200 samples, got {num_samples}", code="too-few-samples")
+    if teacher.spec.guidance.mode != "none":
+        teacher.spec.check_guidance(guidance)
+    data = teacher.spec.provenance.get("data")
+    if not isinstance(data, str):
+        raise ArtifactError(
+            f"{teacher.path} does not say which data it was trained on",
+            code="teacher-without-data",
+            hint="train it with distill-rt train",
+        )
+    return QualityBench(teacher, load_dataset(data), num_samples=num_samples, guidance=guidance, seed=seed)
+
+
+def evaluate_steps(
+    bench: QualityBench, student: Student, num_steps: int, *, baseline_steps: int | None = None
+) -> dict[str, Any]:
+    """One row: the student at `num_steps`, the baselines at `baseline_steps` (default: as many), and the verdict."""
+    yardstick = measure_yardstick(bench, student, num_steps, baseline_steps=baseline_steps)
+    measured = bench.measure(bench.student_samples(student, num_steps))
+    table = student.spec.plans[num_steps]
+    # A deterministic sampler, and a single evaluation of any, claims the teacher's image for the same noise.
+    failures = verdict(measured, yardstick, follows_trajectory=not table.is_stochastic)
+    return {
+        "nfe": table.num_evaluations,
+        "steps": num_steps,
+        **dataclasses.asdict(measured),
+        "passed": not failures,
+        "failures": failures,
+        "floor": dataclasses.asdict(yardstick.floor),
+        "baselines": {name: dataclasses.asdict(m) for name, m in yardstick.baselines.items()},
+    }
+
+
+def measure_yardstick(
+    bench: QualityBench, student: Student, num_steps: int, *, baseline_steps: int | None = None
+) -> Yardstick:
+    """Floor, Gaussian fit and all baselines for a student at `num_steps`."""
+    gaussian = bench.measure(gaussian_fit(bench))
+    tables = naive_tables(bench, baseline_steps or num_steps)
+    baselines = {name: bench.measure(bench.teacher_samples(table)) for name, table in tables.items()}
+    baselines["gaussian fit"] = gaussian
+    baselines["untrained student"] = bench.measure(untrained(bench, student, num_steps))
+    return Yardstick(floor=bench.floor, gaussian=gaussian, baselines=baselines)

@@ -1,0 +1,98 @@
+"""Networks as predictors: raw output to x0, with guidance, in one convention (design section 3).
+
+Legend: B images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill_rt.core.prediction import Parameterization, ddim_jump
+from distill_rt.core.process import NoiseProcess
+from distill_rt.core.spec import StudentSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """Conditions of a batch: label (B,) int64, guidance scale w (B,), second time in [0, 1] (B,); None where not taken."""
+
+    label_B: Tensor | None = None
+    w_B: Tensor | None = None
+    second_time_B: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A network with what its output means. `process` and `parameterization` are the contract's."""
+
+    network: nn.Module
+    process: NoiseProcess
+    parameterization: Parameterization
+
+    @classmethod
+    def of(cls, spec: StudentSpec, network: nn.Module) -> Predictor:
+        return cls(network=network, process=spec.process, parameterization=spec.parameterization)
+
+    def x0(self, x_BCHW: Tensor, t_B: Tensor, conditions: Conditions) -> Tensor:
+        """Predicted clean image, shape of x."""
+        level = self.process.at(t_B).like(x_BCHW)
+        p, q, c_in = self.parameterization.coefficients(level)
+        inputs = [c_in * x_BCHW, self.process.model_time(t_B)]
+        if conditions.second_time_B is not None:
+            inputs.append(self.process.model_time(conditions.second_time_B))
+        if conditions.label_B is not None:
+            inputs.append(conditions.label_B)
+        if conditions.w_B is not None:
+            inputs.append(conditions.w_B)
+        x0: Tensor = p * x_BCHW + q * self.network(*inputs)
+        return x0
+
+
+class Teacher:
+    """A frozen predictor with its contract: guided predictions and solver steps, without gradients."""
+
+    def __init__(self, spec: StudentSpec, network: nn.Module) -> None:
+        self.spec = spec
+        self.network = network.eval().requires_grad_(False)
+        self.predictor = Predictor.of(spec, network)
+
+    @property
+    def process(self) -> NoiseProcess:
+        return self.spec.process
+
+    @torch.no_grad()
+    def x0(self, x_BCHW: Tensor, t_B: Tensor, conditions: Conditions) -> Tensor:
+        """x0 under the contract's guidance: two evaluations in one batch for ``cfg``, one otherwise."""
+        w_B = conditions.w_B
+        if self.spec.guidance.mode != "cfg":
+            return self.predictor.x0(x_BCHW, t_B, conditions)
+        if conditions.label_B is None or w_B is None or self.spec.condition.null_label is None:
+            raise ValueError("a teacher guided by two evaluations needs labels and guidance scales")
+        label_B = torch.cat([torch.full_like(conditions.label_B, self.spec.condition.null_label), conditions.label_B])
+        both = self.predictor.x0(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), Conditions(label_B=label_B))
+        x0_u, x0_c = both.chunk(2)
+        return x0_u + w_B[:, None, None, None] * (x0_c - x0_u)
+
+    def step_with(self, x_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
+        """The DDIM jump from t to s with a prediction that is known already."""
+        x_s: Tensor = ddim_jump(x_BCHW, x0_BCHW, self.process.at(t_B), self.process.at(s_B))
+        return x_s
+
+    @torch.no_grad()
+    def step(self, x_BCHW: Tensor, t_B: Tensor, s_B: Tensor, conditions: Conditions, *, order: int = 1) -> Tensor:
+        """One step of the probability flow ODE from t to s < t.
+
+        Order 1 is DDIM. Order 2 evaluates again at s and jumps with the mean of the two x0: the trapezoidal rule for the
+        exact integral of x0 over log SNR (the two-stage member of the family of Lu et al. 2022, arXiv 2211.01095).
+        """
+        level_t, level_s = self.process.at(t_B), self.process.at(s_B)
+        x0_t = self.x0(x_BCHW, t_B, conditions)
+        x_s: Tensor = ddim_jump(x_BCHW, x0_t, level_t, level_s)
+        if order == 1:
+            return x_s
+        x0_s = self.x0(x_s, s_B, conditions)
+        x_s = ddim_jump(x_BCHW, 0.5 * (x0_t + x0_s), level_t, level_s)
+        return x_s

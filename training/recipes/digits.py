@@ -1,0 +1,46 @@
+"""The digits teacher: class-conditional, with classifier-free guidance, on 8x8 handwritten digits.
+
+A UNet of 1.1 M parameters in v prediction on the cosine process. On two CPU cores 1,500 steps of 128 take about two minutes and
+give samples that a classifier on two sets of its own cannot tell from the data's (see docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from distill_rt.core.prediction import Parameterization, Prediction
+from distill_rt.core.process import VPCosine
+from distill_rt.core.samplers.ddim import ddim
+from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
+from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.recipes.base import Recipe
+
+
+def digits_teacher() -> Recipe:
+    process = VPCosine()
+    parameterization = Parameterization(prediction=Prediction.V)
+    network = NetworkSpec(
+        kind="unet2d",
+        config={
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "block_out_channels": [64, 64],
+            "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "attention_head_dim": 32,
+            "norm_num_groups": 8,
+            "num_labels": 11,
+        },
+    )
+    spec = StudentSpec(
+        name="digits-teacher",
+        sample_shape=(1, 8, 8),
+        process=process,
+        parameterization=parameterization,
+        condition=Condition(kind="label", num_classes=10, null_label=10),
+        guidance=Guidance(mode="cfg", min=1.0, max=4.0, default=2.0),
+        plans={n: ddim(process, parameterization, [1.0 - i / n for i in range(n)]) for n in (4, 8, 16, 32, 64)},
+        default_steps=32,
+        networks=(network,),
+    )
+    return Recipe(spec=spec, dataset="digits", method=Denoising(steps=1500))

@@ -1,0 +1,60 @@
+"""Teachers of the 25-Gaussian grid: small enough for a training run in CI-sized minutes, with modes that can be counted.
+
+A transformer over one token (a residual network with adaptive normalisation) in v prediction on the cosine process.
+"""
+
+from __future__ import annotations
+
+from distill_rt.core.prediction import Parameterization, Prediction
+from distill_rt.core.process import VPCosine
+from distill_rt.core.samplers.ddim import ddim
+from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
+from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.recipes.base import Recipe
+
+
+def grid25_teacher() -> Recipe:
+    """Without labels: a student must find all 25 modes from noise."""
+    return _recipe("grid25-teacher", "grid25", Condition(), Guidance(), num_labels=0)
+
+
+def grid25_labelled_teacher() -> Recipe:
+    """The label is the column; guided, for methods that distil guidance."""
+    return _recipe(
+        "grid25-labelled-teacher",
+        "grid25-labelled",
+        Condition(kind="label", num_classes=5, null_label=5),
+        Guidance(mode="cfg", min=1.0, max=3.0, default=1.5),
+        num_labels=6,
+    )
+
+
+def _recipe(name: str, dataset: str, condition: Condition, guidance: Guidance, *, num_labels: int) -> Recipe:
+    process = VPCosine()
+    parameterization = Parameterization(prediction=Prediction.V)
+    network = NetworkSpec(
+        kind="dit",
+        config={
+            "sample_size": 1,
+            "patch_size": 1,
+            "in_channels": 2,
+            "out_channels": 2,
+            "num_layers": 3,
+            "num_attention_heads": 3,
+            "attention_head_dim": 32,
+            "norm_num_groups": 1,
+            "num_labels": num_labels,
+        },
+    )
+    spec = StudentSpec(
+        name=name,
+        sample_shape=(2, 1, 1),
+        process=process,
+        parameterization=parameterization,
+        condition=condition,
+        guidance=guidance,
+        plans={n: ddim(process, parameterization, [1.0 - i / n for i in range(n)]) for n in (4, 8, 16, 32, 64)},
+        default_steps=32,
+        networks=(network,),
+    )
+    return Recipe(spec=spec, dataset=dataset, method=Denoising(steps=4000, batch_size=256, peak_learning_rate=2e-3))

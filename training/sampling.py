@@ -1,0 +1,89 @@
+"""Samples from a student in torch, through the same step tables and the same noise as the compiled runtime.
+
+`run_table` moves the state; torch only evaluates the network. This is what training-time evaluation, golden outputs and the
+quality protocol use, so what is measured is what will be shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill_rt.core.noise import unit_noise
+from distill_rt.core.spec import StudentSpec
+from distill_rt.core.table import StepTable, run_table
+from distill_rt.training.predictor import Conditions
+
+
+def sample(
+    spec: StudentSpec,
+    networks: Sequence[nn.Module],
+    seeds: Sequence[int] | NDArray[np.uint64],
+    *,
+    table: StepTable,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """Run a table, shape (N, C, H, W) float32.
+
+    Args:
+        seeds: one per image.
+        table: any sampler for this student's process and parameterization (a plan of its contract, or a baseline).
+        labels: one per image, for students that take labels.
+        guidance: w, for guided students; None is the contract's default.
+    """
+    seeds = np.asarray(seeds, np.uint64)
+    w = spec.guidance.default if guidance is None else guidance
+    parts = []
+    for start in range(0, len(seeds), batch_size):
+        chosen = seeds[start : start + batch_size]
+        label_B = None if labels is None else torch.as_tensor(list(labels[start : start + batch_size]), dtype=torch.int64)
+        conditions = Conditions(label_B=label_B, w_B=None if spec.guidance.mode == "none" else torch.full((len(chosen),), w))
+        parts.append(_sample_batch(spec, networks, chosen, table, conditions))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _sample_batch(
+    spec: StudentSpec,
+    networks: Sequence[nn.Module],
+    seeds: NDArray[np.uint64],
+    table: StepTable,
+    conditions: Conditions,
+) -> Tensor:
+    def network(net_id: int, x: NDArray[np.float32], time: float, second_time: float | None) -> NDArray[np.float32]:
+        times = [torch.full((len(x),), time)] + ([] if second_time is None else [torch.full((len(x),), second_time)])
+        return raw_output(spec, networks[net_id], torch.from_numpy(x), times, conditions).numpy()
+
+    z = unit_noise(seeds, spec.sample_shape)
+    x = run_table(
+        table, z, network, lambda stream: unit_noise(seeds, spec.sample_shape, stream), dtype=np.float32
+    )
+    return torch.from_numpy(x)
+
+
+def raw_output(
+    spec: StudentSpec, network: nn.Module, x_BCHW: Tensor, times: list[Tensor], conditions: Conditions
+) -> Tensor:
+    """The network's raw output under the contract's guidance mode."""
+    label_B, w_B = conditions.label_B, conditions.w_B
+    labels = [] if label_B is None else [label_B]
+    if spec.guidance.mode == "embedded":
+        assert w_B is not None
+        return _tensor(network(x_BCHW, *times, *labels, w_B))
+    if spec.guidance.mode == "none" or label_B is None or w_B is None:
+        return _tensor(network(x_BCHW, *times, *labels))
+    assert spec.condition.null_label is not None
+    both_labels = torch.cat([torch.full_like(label_B, spec.condition.null_label), label_B])
+    both = network(torch.cat([x_BCHW, x_BCHW]), *[torch.cat([time, time]) for time in times], both_labels)
+    F_u, F_c = both.chunk(2)
+    return _tensor(F_u + w_B[:, None, None, None] * (F_c - F_u))
+
+
+def _tensor(value: Tensor) -> Tensor:
+    return value
