@@ -94,5 +94,5 @@ class Teacher:
         if order == 1:
             return x_s
         x0_s = self.x0(x_s, s_B, conditions)
-        x_s = ddim_jump(x_BCHW, 0.5 * (x0_t + x0_s), level_t, level_s)
-        return x_s
+        corrected: Tensor = ddim_jump(x_BCHW, 0.5 * (x0_t + x0_s), level_t, level_s)
+        return corrected

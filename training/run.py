@@ -53,7 +53,17 @@ def train(
     method = apply_settings(chosen.method, settings or {})
     # A teacher is trained from data: there is a contract, but no network to learn from.
     untaught = Teacher(chosen.spec, nn.Identity())
-    return _run(method, untaught, chosen.dataset, out, seed=seed, teacher_digest=None, resume=resume, force=force, progress=progress)
+    return _run(
+        method,
+        untaught,
+        chosen.dataset,
+        out,
+        seed=seed,
+        teacher_digest=None,
+        resume=resume,
+        force=force,
+        progress=progress,
+    )
 
 
 def distill(
@@ -79,7 +89,9 @@ def distill(
             f"there is no method {method!r}", code="method-unknown", hint=f"methods: {', '.join(sorted(METHODS))}"
         )
     # steps decides what other settings mean (the halvings of progressive distillation), so all are applied at once.
-    config = apply_settings(METHODS[method](), {"steps": str(steps), **_defaults_for(method, steps), **(settings or {})})
+    config = apply_settings(
+        METHODS[method](), {"steps": str(steps), **_defaults_for(method, steps), **(settings or {})}
+    )
     loaded = load_student(teacher)
     data = loaded.spec.provenance.get("data")
     if not isinstance(data, str):
@@ -89,7 +101,17 @@ def distill(
             hint="train it with distill-rt train",
         )
     taught = Teacher(loaded.spec, loaded.networks[0])
-    return _run(config, taught, data, out, seed=seed, teacher_digest=loaded.digest, resume=resume, force=force, progress=progress)
+    return _run(
+        config,
+        taught,
+        data,
+        out,
+        seed=seed,
+        teacher_digest=loaded.digest,
+        resume=resume,
+        force=force,
+        progress=progress,
+    )
 
 
 def _defaults_for(method: str, steps: int) -> dict[str, str]:

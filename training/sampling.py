@@ -42,8 +42,12 @@ def sample(
     parts = []
     for start in range(0, len(seeds), batch_size):
         chosen = seeds[start : start + batch_size]
-        label_B = None if labels is None else torch.as_tensor(list(labels[start : start + batch_size]), dtype=torch.int64)
-        conditions = Conditions(label_B=label_B, w_B=None if spec.guidance.mode == "none" else torch.full((len(chosen),), w))
+        label_B = (
+            None if labels is None else torch.as_tensor(list(labels[start : start + batch_size]), dtype=torch.int64)
+        )
+        conditions = Conditions(
+            label_B=label_B, w_B=None if spec.guidance.mode == "none" else torch.full((len(chosen),), w)
+        )
         parts.append(_sample_batch(spec, networks, chosen, table, conditions))
     return torch.cat(parts)
 
@@ -61,9 +65,7 @@ def _sample_batch(
         return raw_output(spec, networks[net_id], torch.from_numpy(x), times, conditions).numpy()
 
     z = unit_noise(seeds, spec.sample_shape)
-    x = run_table(
-        table, z, network, lambda stream: unit_noise(seeds, spec.sample_shape, stream), dtype=np.float32
-    )
+    x = run_table(table, z, network, lambda stream: unit_noise(seeds, spec.sample_shape, stream), dtype=np.float32)
     return torch.from_numpy(x)
 
 

@@ -39,7 +39,9 @@ def _parse(name: str, kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if text not in choices:
-            raise UsageError(f"setting {name} must be one of {', '.join(choices)}, got {text!r}", code="setting-invalid")
+            raise UsageError(
+                f"setting {name} must be one of {', '.join(choices)}, got {text!r}", code="setting-invalid"
+            )
         return text
     if kind is bool:
         if text not in ("true", "false"):

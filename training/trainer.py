@@ -61,7 +61,9 @@ class Trainer:
         average = frozen_copy(networks["student"]) if self.method.ema_decay else None
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
 
-    def run(self, *, resume: bool = False, progress: Progress | None = None) -> tuple[nn.Module, list[tuple[int, float]]]:
+    def run(
+        self, *, resume: bool = False, progress: Progress | None = None
+    ) -> tuple[nn.Module, list[tuple[int, float]]]:
         """Train to the end.
 
         Args:

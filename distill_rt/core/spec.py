@@ -207,8 +207,7 @@ class StudentSpec:
         for label in labels:
             if isinstance(label, bool) or label != int(label) or not 0 <= label < self.condition.num_classes:
                 raise UsageError(
-                    f"label {label} is outside of the contract of {self.name!r}: "
-                    f"0 to {self.condition.num_classes - 1}",
+                    f"label {label} is outside of the contract of {self.name!r}: 0 to {self.condition.num_classes - 1}",
                     code="label-not-in-contract",
                     hint="choose one of these",
                 )

@@ -41,7 +41,9 @@ def save_student(path: Path, spec: StudentSpec, networks: Sequence[nn.Module], *
     with publish(path, force=force) as directory:
         weights = tuple(f"network{i}.safetensors" for i in range(len(networks)))
         for name, network in zip(weights, networks, strict=True):
-            save_file({key: value.detach().contiguous() for key, value in network.state_dict().items()}, directory / name)
+            save_file(
+                {key: value.detach().contiguous() for key, value in network.state_dict().items()}, directory / name
+            )
         body = StudentBody(spec=spec, weights=weights)
         return write_manifest(directory, "student", codec.to_json(body)).digest
 

@@ -76,7 +76,13 @@ class QualityBench:
     """
 
     def __init__(
-        self, teacher: Student, dataset: Dataset, *, num_samples: int = 2000, guidance: float | None = None, seed: int = 0
+        self,
+        teacher: Student,
+        dataset: Dataset,
+        *,
+        num_samples: int = 2000,
+        guidance: float | None = None,
+        seed: int = 0,
     ) -> None:
         self.teacher = Teacher(teacher.spec, teacher.networks[0])
         self.dataset = dataset
@@ -99,7 +105,9 @@ class QualityBench:
     def floor(self) -> Measurement:
         """A third set of the teacher's own samples: what a perfect student would measure. Measured once."""
         if self._floor is None:
-            self._floor = self.measure(self.teacher_samples(self.reference_table(), self.seeds + np.uint64(FLOOR_SEEDS)))
+            self._floor = self.measure(
+                self.teacher_samples(self.reference_table(), self.seeds + np.uint64(FLOOR_SEEDS))
+            )
         return self._floor
 
     @property
