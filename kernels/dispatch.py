@@ -95,6 +95,7 @@ def apply_row(
 
     Raises:
         UsageError: a missing or needless argument, or an array of wrong dtype, shape or layout.
+        ValueError: (native) an output shares a part of another array's memory; the same array is fine for an input.
     """
     x = input_array("x", x)
     F = _needed("F", F, row.calls_network, x.shape)
@@ -117,7 +118,7 @@ def apply_row(
     scaled_out = None if scaled_out is None else output_array("scaled_out", scaled_out, x.shape)
 
     if not _use_native(implementation, "dynamic threshold" if row.threshold_ratio is not None else None):
-        x_next, x0 = reference.apply_row(row, x, F, z, history, anchor)
+        x_next, x0 = reference.apply_row(row, x, F, z, history, anchor, wants_x0=x0_out is not None)
         if scaled_out is not None:
             np.copyto(scaled_out, np.float32(next_c_in) * x_next)
         if x0_out is not None:

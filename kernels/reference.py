@@ -24,19 +24,28 @@ Float32 = NDArray[np.float32]
 
 
 def apply_row(
-    row: Row, x: Float32, F: Float32 | None, z: Float32 | None, history: Sequence[Float32], anchor: Float32 | None
+    row: Row,
+    x: Float32,
+    F: Float32 | None,
+    z: Float32 | None,
+    history: Sequence[Float32],
+    anchor: Float32 | None,
+    *,
+    wants_x0: bool,
 ) -> tuple[Float32, Float32 | None]:
     """(x_next, x0) of one row in float32, terms added left to right as in `run_table`.
 
     Args:
         row: needs F if it calls a network, z if it draws noise, history and anchor if it weights them.
         history: earlier predictions, newest first.
+        wants_x0: without it a row that folds leaves x0 out and returns None in its place.
     """
     cast = np.float32
     x0: Any = None
     total: Any = cast(row.r) * x
     if F is not None:
-        x0 = predict_x0(row, x, F)
+        if wants_x0 or not row.is_affine:
+            x0 = predict_x0(row, x, F)
         if row.is_affine:
             a, b, _ = row.folded()
             total = cast(a) * x + cast(b) * F

@@ -36,6 +36,14 @@ def test_bare_name_is_refused(name: str) -> None:
     assert f"distill_rt.{name}" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.skipif(
+    bool(os.environ.get("DISTILL_RT_PURE_PYTHON")), reason="a build without native kernels was asked for"
+)
+def test_native_kernels_are_built() -> None:
+    """Else the comparisons of native and reference would all be skipped without a word."""
+    assert kernels.available_implementations() == ("native", "reference")
+
+
 def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_native", None)
     assert kernels.available_implementations() == ("reference",)

@@ -60,8 +60,8 @@ def test_layout(implementation: kernels.Implementation) -> None:
 
 def test_misuse() -> None:
     with pytest.raises(UsageError, match="got float64"):
-        kernels.to_uint8(np.zeros((1, 3, 4, 4)))
+        kernels.to_uint8(np.zeros((1, 3, 4, 4)))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="four dimensions"):
         kernels.to_uint8(np.zeros((3, 4, 4), np.float32))
     with pytest.raises(UsageError, match="uint8"):
-        kernels.to_uint8(np.zeros((1, 3, 4, 4), np.float32), out=np.zeros((1, 4, 4, 3), np.float32))  # type: ignore[arg-type]
+        kernels.to_uint8(np.zeros((1, 3, 4, 4), np.float32), out=np.zeros((1, 4, 4, 3), np.float32))
