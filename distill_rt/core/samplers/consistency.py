@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from distill_rt.core.prediction import Parameterization, Prediction, as_parameterization
 from distill_rt.core.process import NoiseProcess
-from distill_rt.core.samplers.grid import visited_levels
+from distill_rt.core.samplers.grid import Coefficients, Path, visited_levels
 from distill_rt.core.table import Row, StepTable
 
 
@@ -32,13 +32,25 @@ def multistep_consistency(
         sigma_floor: noise already left in the prediction; consistency models in EDM coordinates predict the state at
             sigma_min, so they use sigma_min here.
     """
-    network = as_parameterization(prediction)
+    rows = consistency_rows(
+        visited_levels(process, times, end),
+        as_parameterization(prediction).coefficients,
+        clip=clip,
+        sigma_floor=sigma_floor,
+    )
+    return StepTable(init_scale=process.init_scale(times[0]), rows=rows)
+
+
+def consistency_rows(
+    path: Path, coefficients: Coefficients, *, clip: float | None = None, sigma_floor: float = 0.0, s_noise: float = 1.0
+) -> tuple[Row, ...]:
+    """Rows along explicit levels; `s_noise` scales the fresh noise."""
     rows = []
-    for i, (t, s) in enumerate(visited_levels(process, times, end)):
-        p, q, c_in = network.coefficients(t)
-        n = math.sqrt(max(s.sigma**2 - sigma_floor**2, 0.0))
+    for i, (t, s) in enumerate(path):
+        p, q, c_in = coefficients(t)
+        n = s_noise * math.sqrt(max(s.sigma**2 - sigma_floor**2, 0.0))
         rows.append(Row(time=t.model_time, c_in=c_in, p=p, q=q, clip=clip, g=s.alpha, n=n, stream=i + 1))
-    return StepTable(init_scale=process.init_scale(times[0]), rows=tuple(rows))
+    return tuple(rows)
 
 
 def one_step(

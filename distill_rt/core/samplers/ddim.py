@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from distill_rt.core.prediction import Parameterization, Prediction, as_parameterization
 from distill_rt.core.process import NoiseLevel, NoiseProcess
-from distill_rt.core.samplers.grid import visited_levels
+from distill_rt.core.samplers.grid import Coefficients, Path, visited_levels
 from distill_rt.core.table import Row, StepTable
 
 
@@ -34,14 +34,54 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    network = as_parameterization(prediction)
+    rows = ddim_rows(
+        visited_levels(process, times, end), as_parameterization(prediction).coefficients, eta=eta, clip=clip
+    )
+    return StepTable(init_scale=process.init_scale(times[0]), rows=rows)
+
+
+def ddim_rows(
+    path: Path,
+    coefficients: Coefficients,
+    *,
+    eta: float = 0.0,
+    clip: float | None = None,
+    threshold_ratio: float | None = None,
+    threshold_max: float = 1.0,
+    keep_noise: bool = False,
+) -> tuple[Row, ...]:
+    """Rows of DDIM along explicit levels.
+
+    Args:
+        keep_noise: with clip or threshold, leave the noise direction that F implies as it is instead of re-deriving it
+            from the clipped x0 (the default of diffusers' DDIM).
+    """
     rows = []
-    for i, (t, s) in enumerate(visited_levels(process, times, end)):
-        p, q, c_in = network.coefficients(t)
+    for i, (t, s) in enumerate(path):
+        p, q, c_in = coefficients(t)
         n = eta * posterior_std(t, s)
-        r, g = jump(t, s, n)
-        rows.append(Row(time=t.model_time, c_in=c_in, p=p, q=q, clip=clip, r=r, g=g, n=n, stream=i + 1))
-    return StepTable(init_scale=process.init_scale(times[0]), rows=tuple(rows))
+        r, g, f = (*jump(t, s, n), 0.0)
+        if keep_noise and (clip is not None or threshold_ratio is not None):
+            # eps = (x - alpha*(p*x + q*F)) / sigma from the unclipped prediction, x_s = alpha_s*x0 + direction*eps
+            direction = r
+            r, g, f = direction * (1 - t.alpha * p), s.alpha, -direction * t.alpha * q
+        rows.append(
+            Row(
+                time=t.model_time,
+                c_in=c_in,
+                p=p,
+                q=q,
+                clip=clip,
+                threshold_ratio=threshold_ratio,
+                threshold_max=threshold_max,
+                r=r,
+                g=g,
+                f=f,
+                n=n,
+                stream=i + 1,
+            )
+        )
+    return tuple(rows)
 
 
 def jump(t: NoiseLevel, s: NoiseLevel, noise_std: float = 0.0) -> tuple[float, float]:
@@ -52,5 +92,9 @@ def jump(t: NoiseLevel, s: NoiseLevel, noise_std: float = 0.0) -> tuple[float, f
 
 def posterior_std(t: NoiseLevel, s: NoiseLevel) -> float:
     """Standard deviation of q(x_s | x_t, x0) (DDIM equation 16 with eta 1, for any alpha, sigma)."""
-    added = t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
-    return float(s.sigma * math.sqrt(max(added, 0.0)) / t.sigma)
+    return float(s.sigma / t.sigma * added_std(t, s))
+
+
+def added_std(t: NoiseLevel, s: NoiseLevel) -> float:
+    """Standard deviation of q(x_t | x_s): the noise that takes level s to the noisier level t."""
+    return math.sqrt(max(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, 0.0))

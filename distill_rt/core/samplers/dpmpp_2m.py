@@ -8,7 +8,7 @@ from typing import Literal
 
 from distill_rt.core.prediction import Parameterization, Prediction, as_parameterization
 from distill_rt.core.process import NoiseLevel, NoiseProcess
-from distill_rt.core.samplers.grid import visited_levels
+from distill_rt.core.samplers.grid import Coefficients, Path, visited_levels
 from distill_rt.core.table import Row, StepTable
 
 SolverType = Literal["midpoint", "heun"]
@@ -32,15 +32,49 @@ def dpmpp_2m(
         lower_order_final: first order in the last step also where it ends at noise.
         clip: clamp x0 to [-clip, clip] (history included).
     """
-    network = as_parameterization(prediction)
-    path = visited_levels(process, times, end)
+    rows = dpmpp_2m_rows(
+        visited_levels(process, times, end),
+        as_parameterization(prediction).coefficients,
+        solver_type=solver_type,
+        lower_order_final=lower_order_final,
+        clip=clip,
+    )
+    return StepTable(init_scale=process.init_scale(times[0]), rows=rows)
+
+
+def dpmpp_2m_rows(
+    path: Path,
+    coefficients: Coefficients,
+    *,
+    solver_type: SolverType = "midpoint",
+    order: Literal[1, 2] = 2,
+    lower_order_final: bool = False,
+    clip: float | None = None,
+    threshold_ratio: float | None = None,
+    threshold_max: float = 1.0,
+) -> tuple[Row, ...]:
+    """Rows along explicit levels."""
     rows = []
     for i, (t, s) in enumerate(path):
-        p, q, c_in = network.coefficients(t)
-        first_order = i == 0 or s.sigma == 0.0 or (lower_order_final and i == len(path) - 1)
+        p, q, c_in = coefficients(t)
+        last = i == len(path) - 1
+        first_order = order == 1 or i == 0 or s.sigma == 0.0 or (lower_order_final and last)
         r, g, h1 = multistep_coefficients(None if first_order else path[i - 1][0], t, s, solver_type)
-        rows.append(Row(time=t.model_time, c_in=c_in, p=p, q=q, clip=clip, r=r, g=g, h1=h1))
-    return StepTable(init_scale=process.init_scale(times[0]), rows=tuple(rows))
+        rows.append(
+            Row(
+                time=t.model_time,
+                c_in=c_in,
+                p=p,
+                q=q,
+                clip=clip,
+                threshold_ratio=threshold_ratio,
+                threshold_max=threshold_max,
+                r=r,
+                g=g,
+                h1=h1,
+            )
+        )
+    return tuple(rows)
 
 
 def multistep_coefficients(

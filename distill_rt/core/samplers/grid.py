@@ -1,19 +1,24 @@
-"""The noise levels that a sampler visits."""
+"""The noise levels that a sampler visits, and what it must know of a network there."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from distill_rt.core.errors import UsageError
 from distill_rt.core.process import DATA, NoiseLevel, NoiseProcess
 
+Path: TypeAlias = Sequence[tuple[NoiseLevel, NoiseLevel]]
+"""(from, to) for every step, levels in Python floats."""
 
-def visited_levels(
-    process: NoiseProcess, times: Sequence[float], end: float | None
-) -> list[tuple[NoiseLevel, NoiseLevel]]:
-    """(from, to) for every step: from each of `times` to the next, the last one to `end` (None: clean data).
+Coefficients: TypeAlias = Callable[[NoiseLevel], tuple[float, float, float]]
+"""(p, q, c_in) of a network at a level; `Parameterization.coefficients` is one."""
+
+
+def visited_levels(process: NoiseProcess, times: Sequence[float], end: float | None) -> Path:
+    """From each of `times` to the next, the last one to `end` (None: clean data).
 
     Raises:
         UsageError: no times, or times (with end) not strictly falling within [0, 1].
