@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_rt.core.noise import EXTRA_STREAM_BASE, uniform_bits, unit_noise
+from distill_rt.core.noise import EXTRA_STREAM_BASE, uniform_bits
+from distill_rt.kernels import unit_noise
 
 
 class Purpose(IntEnum):

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill_rt.core.noise import unit_noise
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable, run_table
+from distill_rt.kernels import unit_noise
 from distill_rt.training.predictor import Conditions
 
 

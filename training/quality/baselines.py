@@ -52,10 +52,14 @@ def teacher_as_student(bench: QualityBench, student: Student, num_steps: int) ->
 
 
 def memoriser(bench: QualityBench) -> Tensor:
-    """800 of the teacher's own samples, handed out again and again."""
+    """Up to 800 of the teacher's own samples, handed out again and again, each under its right label."""
     generator = torch.Generator().manual_seed(bench.seed + 3)
-    kept = min(800, bench.num_samples // 2)
-    return bench.fresh[torch.randint(kept, (bench.num_samples,), generator=generator)]
+    classes = 1 if bench.labels is None else len(set(bench.labels))  # labels repeat with this period
+    per_label = min(800, bench.num_samples // 2) // classes
+    position = torch.arange(bench.num_samples)
+    return bench.fresh[
+        position % classes + classes * torch.randint(per_label, (bench.num_samples,), generator=generator)
+    ]
 
 
 def mean_image(bench: QualityBench) -> Tensor:
