@@ -1,6 +1,8 @@
-"""Tier 1: on Gaussian data the answers are affine maps. Progressive distillation must reach the map of its teacher's DDIM steps,
-bias included; consistency distillation must reach the exact flow. A wrong target (for example the second prediction converted at
-the student's own noise level) fails here."""
+"""Tier 1: on Gaussian data the answers are affine maps.
+
+Progressive distillation must reach the map of its teacher's DDIM steps, bias included; consistency distillation must reach the
+exact flow. A wrong target (for example the second prediction converted at the student's own noise level) fails here.
+"""
 
 import torch
 from closed_forms import PROCESS, AffinePerTime, GaussianTeacher, V, plain_spec
