@@ -10,12 +10,14 @@ from torch import nn
 from distill_rt.core.errors import ArtifactError
 from distill_rt.core.spec import NetworkSpec
 from distill_rt.models.conditioned import ConditionedNetwork, dit_backbone, unet_backbone
+from distill_rt.models.mlp import mlp_backbone
 
 NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], tuple[nn.Module, int]]] = {
     "unet2d": unet_backbone,
     "dit": dit_backbone,
+    "mlp": mlp_backbone,
 }
-"""Kind -> function of the diffusers configuration that returns (backbone, width of its conditioning vector)."""
+"""Kind -> function of the configuration that returns (backbone, width of its conditioning vector)."""
 
 CONDITION_KEYS = ("num_labels", "guidance", "second_time")
 
