@@ -53,7 +53,8 @@ def spaced_timesteps(
         return timesteps.astype(np.float64)
     if spacing == "trailing":
         ratio_real = num_train_timesteps / num_steps
-        return np.round(np.arange(num_train_timesteps, 0, -ratio_real)) - 1.0
+        # For some N above 60 rounding makes numpy's range one too long, and diffusers then visits timestep -1 too.
+        return (np.round(np.arange(num_train_timesteps, 0, -ratio_real)) - 1.0)[:num_steps]
     raise unsupported("timestep_spacing", spacing, SPACINGS)
 
 

@@ -33,8 +33,8 @@ def dpm_solver_from_scheduler(options: Options, num_steps: int) -> StepTable:
     bar = read_alphas_bar(options)
     clip_zero_snr = options.flag("rescale_betas_zero_snr", False)
     order = options.choice("solver_order", 2, (1, 2))
-    # the scheduler reads "deis" and three solver types of other schedulers as its own
-    options.choice("algorithm_type", "dpmsolver++", ("dpmsolver++", "deis"))
+    options.choice("algorithm_type", "dpmsolver++", ("dpmsolver++",))
+    # the scheduler reads the solver types of two other schedulers as midpoint
     solver = options.choice("solver_type", "midpoint", ("midpoint", "heun", "logrho", "bh1", "bh2"))
     lower_order_final = options.flag("lower_order_final", True) and num_steps < MAX_STEPS_OF_LOWER_ORDER_FINAL
     euler_at_final = options.flag("euler_at_final", False)
@@ -116,7 +116,7 @@ def _grid(
         times = sigma_to_timestep(sigmas, table)
         rounds = rounds and kind == "karras"
     elif lu:
-        sigmas = np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), num_steps)).astype(np.float64)
+        sigmas = np.exp(np.linspace(float(np.log(table[-1])), float(np.log(table[0])), num_steps))
         times = sigma_to_timestep(sigmas, table)
     else:
         return np.interp(times, np.arange(num), table), times, False
@@ -131,7 +131,7 @@ def _timesteps(spacing: str, num_steps: int, num: int, last: int, offset: int) -
     if spacing == "leading":
         times = np.arange(num_steps + 1)[::-1][:-1] * (last // (num_steps + 1)) + offset
         return times.astype(np.float64)
-    return np.arange(last, 0, -num / num_steps).round() - 1.0
+    return np.arange(last, 0, -num / num_steps).round()[:num_steps] - 1.0
 
 
 def _read_shift(options: Options) -> float:
