@@ -40,7 +40,7 @@ def write_html(path: Path, report: dict[str, Any], *, grid: Path) -> None:
         "they evaluate the network twice as often.</p>",
         _quality_table(row),
         "<h2>Latency</h2>",
-        f"<p>One image, {latency['steps']} steps, {html.escape(str(engine['target']))} {html.escape(str(engine['precision']))}: "
+        f"<p>One image, {latency['steps']} steps, {html.escape(engine['target'])} {html.escape(engine['precision'])}: "
         f"median {times['p50']:.2f} ms, 90th percentile {times['p90']:.2f} ms, 99th {times['p99']:.2f} ms; "
         f"{latency['images_per_s']:.0f} images per second.</p>",
         _image(_latency_plot(latency), "latency"),
