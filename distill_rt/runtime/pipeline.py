@@ -1,0 +1,230 @@
+"""The pipeline: an engine loaded once, requests served from then on.
+
+Legend: B images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt import kernels
+from distill_rt.backends.engine import Engine, open_engine
+from distill_rt.core.artifacts import EngineBody
+from distill_rt.core.errors import UsageError
+from distill_rt.core.noise import image_seeds
+from distill_rt.core.spec import StudentSpec
+from distill_rt.runtime.batching import Chunk, split
+from distill_rt.runtime.request import Request, Result, StepUpdate
+from distill_rt.runtime.sampler import Float32, OnRow, Sampler
+from distill_rt.runtime.timing import Stopwatch
+
+OnStep = Callable[[StepUpdate], None]
+
+
+def load(engine: str | Path, *, preload: bool = True) -> Pipeline:
+    """`Pipeline.load`."""
+    return Pipeline.load(engine, preload=preload)
+
+
+class Pipeline:
+    """Images from one engine. Everything slow happens in `load`; a request only fills buffers and calls networks.
+
+    Safe to share between threads: a lock lets one request run at a time (the processor is busy with it anyway), the others
+    wait in no particular order. Use it as a context manager, or `close` it, to free the networks at a known moment.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._samplers: dict[int, Sampler] = {}
+        self._lock = threading.RLock()
+        self._running = False
+        self._closed = False
+        self.load_ms = 0.0
+
+    @classmethod
+    def load(cls, engine: str | Path, *, preload: bool = True) -> Self:
+        """Read, verify and load an engine directory.
+
+        The number of threads of a network call is part of the engine (it decides speed and, on some targets, the last
+        bits), so it is chosen when compiling.
+
+        Args:
+            engine: directory that ``distill-rt compile`` wrote.
+            preload: load every compiled batch and warm it up now; False loads a batch when a request first needs it,
+                for programs that make few requests.
+
+        Raises:
+            ArtifactError: missing, damaged, foreign, or from another version.
+            TargetError: compiled for another machine, or its package is not installed.
+        """
+        started = time.perf_counter()
+        pipeline = cls(open_engine(engine))
+        if preload:
+            for batch in pipeline.batches:
+                pipeline._open(batch)
+        pipeline.load_ms = 1e3 * (time.perf_counter() - started)
+        return pipeline
+
+    @property
+    def spec(self) -> StudentSpec:
+        """The contract: what a request may ask for."""
+        return self._engine.body.spec
+
+    @property
+    def manifest(self) -> EngineBody:
+        """What ``engine.json`` says."""
+        return self._engine.body
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the engine's content."""
+        return self._engine.body.fingerprint
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Numbers of images that are compiled, ascending; other numbers are split and padded."""
+        return self._engine.body.batches
+
+    def generate(
+        self,
+        *,
+        labels: Sequence[int] | None = None,
+        seed: int | None = None,
+        num_images: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        latents: NDArray[np.float32] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Generate images; see `Request` for the arguments.
+
+        Args:
+            on_step: called after every row of the step table with a preview (`StepUpdate`), once per batch of the
+                request. An exception from it ends the request.
+
+        Raises:
+            UsageError: outside of the contract; the message lists what is allowed.
+        """
+        request = Request(
+            labels=labels,  # type: ignore[arg-type]  # any sequence; Request makes it a tuple
+            seed=seed,
+            num_images=num_images,
+            steps=steps,
+            guidance=guidance,
+            latents=latents,
+        )
+        return self.generate_request(request, on_step=on_step)
+
+    def generate_request(self, request: Request, *, on_step: OnStep | None = None) -> Result:
+        """`generate` for a `Request`."""
+        watch = Stopwatch()
+        request = request.resolve(self.spec)
+        assert request.num_images is not None
+        assert request.steps is not None
+        assert request.seed is not None
+        seeds_B = image_seeds(request.seed, request.num_images)
+        _, height, width = self.spec.sample_shape
+        images = np.empty((request.num_images, height, width, self.spec.sample_shape[0]), np.uint8)
+        watch.lap("request")
+        with self._exclusive():
+            watch.lap("wait")
+            for chunk in split(request.num_images, self.batches):
+                self._run_chunk(chunk, request, seeds_B, images, watch, on_step)
+        seeds = tuple(int(seed) for seed in seeds_B)
+        watch.lap("request")
+        return Result(
+            images=images,
+            seeds=seeds,
+            labels=request.labels,
+            steps=request.steps,
+            guidance=request.guidance,
+            timings_ms=watch.report_ms(),
+            engine=self.fingerprint,
+            request=request,
+        )
+
+    def close(self) -> None:
+        """Free the networks; later requests are refused. Waits for a running request. Closing twice is fine."""
+        with self._lock:
+            self._refuse_reentry()
+            self._closed = True
+            self._samplers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run_chunk(
+        self,
+        chunk: Chunk,
+        request: Request,
+        seeds_B: NDArray[np.uint64],
+        images_BHWC: NDArray[np.uint8],
+        watch: Stopwatch,
+        on_step: OnStep | None,
+    ) -> None:
+        if chunk.batch not in self._samplers:
+            self._open(chunk.batch)
+            watch.lap("load")
+        assert request.steps is not None
+        table = self.spec.plans[request.steps]
+        members = slice(chunk.start, chunk.start + chunk.count)
+        x_BCHW = self._samplers[chunk.batch].run(
+            table,
+            seeds=seeds_B[members],
+            labels=None if request.labels is None else request.labels[members],
+            guidance=request.guidance,
+            latents=None if request.latents is None else request.latents[members],
+            watch=watch,
+            on_row=None if on_step is None else _preview(on_step, chunk, len(table.rows)),
+        )
+        kernels.to_uint8(x_BCHW[: chunk.count], out=images_BHWC[members])
+        watch.lap("pixels")
+
+    def _open(self, batch: int) -> None:
+        programs = [self._engine.load(f"network{i}", batch) for i in range(len(self.spec.networks))]
+        sampler = Sampler(self.spec, programs, batch)
+        sampler.warm_up()
+        self._samplers[batch] = sampler
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._lock:
+            self._refuse_reentry()
+            if self._closed:
+                raise UsageError("this pipeline is closed", code="pipeline-closed", hint="load the engine again")
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
+
+    def _refuse_reentry(self) -> None:
+        """The lock is re-entrant only so that this can be said, instead of waiting for ourselves for ever."""
+        if self._running:
+            raise UsageError(
+                "a pipeline cannot be used from within its own on_step",
+                code="pipeline-reentered",
+                hint="collect the previews, and start the next request after this one",
+            )
+
+
+def _preview(on_step: OnStep, chunk: Chunk, num_rows: int) -> OnRow:
+    def on_row(i: int, x0_BCHW: Float32) -> None:
+        pixels = kernels.to_uint8(x0_BCHW[: chunk.count])
+        on_step(StepUpdate(row=i + 1, num_rows=num_rows, start=chunk.start, preview=pixels))
+
+    return on_row
