@@ -1,0 +1,158 @@
+"""What a student, bundle or engine is, read from its manifest: for `inspect`, and for the commands that have just made one.
+
+Reads manifests only; `verify` reads the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_rt.cli.outcome import Outcome, pairs, size, table
+from distill_rt.core import codec
+from distill_rt.core.artifacts import BundleBody, Distance, EngineBody, StudentBody
+from distill_rt.core.manifest import Kind, Manifest, decode_body, kind_of, read_manifest
+from distill_rt.core.spec import StudentSpec, TensorSpec
+
+
+def describe(directory: Path) -> Outcome:
+    """Describe whatever artifact `directory` is."""
+    return _DESCRIBE[kind_of(directory)](directory)
+
+
+def describe_student(directory: Path) -> Outcome:
+    manifest = read_manifest(directory, "student")
+    body = decode_body(manifest, StudentBody, directory)
+    made = {key: value for key, value in body.spec.provenance.items() if not isinstance(value, dict | list)}
+    about = {
+        "networks": ", ".join(network.kind for network in body.spec.networks),
+        "made by": ", ".join(f"{key} {value}" for key, value in made.items()) or None,
+    }
+    data = {"weights": list(body.weights), "provenance": body.spec.provenance}
+    return _outcome(directory, manifest, body.spec, data, [pairs(about)])
+
+
+def describe_bundle(directory: Path) -> Outcome:
+    manifest = read_manifest(directory, "bundle")
+    body = decode_body(manifest, BundleBody, directory)
+    about = {
+        "student": body.student_digest,
+        "mode": body.mode,
+        "made with": ", ".join(f"{name} {version}" for name, version in body.versions.items()),
+    }
+    rows = [
+        [name, part.file, part.opset, len(part.initializers), _tensors(part.inputs), _tensors(part.outputs)]
+        for name, part in body.components.items()
+    ]
+    components = table(["component", "graph", "opset", "weights", "inputs", "outputs"], rows)
+    data = {"student_digest": body.student_digest, "mode": body.mode, "versions": body.versions} | {
+        "components": {
+            name: {
+                "file": part.file,
+                "opset": part.opset,
+                "num_weights": len(part.initializers),
+                "inputs": codec.to_json(part.inputs),
+                "outputs": codec.to_json(part.outputs),
+            }
+            for name, part in body.components.items()
+        }
+    }
+    return _outcome(directory, manifest, body.spec, data, [pairs(about), components])
+
+
+def describe_engine(directory: Path) -> Outcome:
+    manifest = read_manifest(directory, "engine")
+    body = decode_body(manifest, EngineBody, directory)
+    about = {
+        "target": body.target,
+        "precision": body.precision,
+        "images per call": ", ".join(map(str, body.batches)),
+        "fingerprint": body.fingerprint,
+        "bundle": body.bundle_digest,
+        "built in": f"{body.build_seconds:.1f} s",
+    }
+    distances = {
+        **body.gate.components,
+        "  bar of components": body.gate.component_bar,
+        **body.gate.trajectories,
+        "  bar of trajectories": body.gate.trajectory_bar,
+    }
+    rows = [[name, *_distance(distance)] for name, distance in distances.items()]
+    gate = table(["gate", "relative L2", "PSNR dB", "cosine"], rows)
+    data = {
+        "target": body.target,
+        "precision": body.precision,
+        "batches": list(body.batches),
+        "fingerprint": body.fingerprint,
+        "fingerprint_parts": body.fingerprint_parts,
+        "bundle_digest": body.bundle_digest,
+        "build_seconds": body.build_seconds,
+        "options": body.options,
+        "gate": codec.to_json(body.gate),
+    }
+    return _outcome(directory, manifest, body.spec, data, [pairs(about), gate])
+
+
+_DESCRIBE: dict[Kind, Callable[[Path], Outcome]] = {
+    "student": describe_student,
+    "bundle": describe_bundle,
+    "engine": describe_engine,
+}
+
+
+def _outcome(
+    directory: Path, manifest: Manifest, spec: StudentSpec, data: dict[str, Any], blocks: list[str]
+) -> Outcome:
+    files = table(["file", "size", "sha256"], [[f.path, size(f.size), f.sha256[:16]] for f in manifest.files])
+    num_bytes = sum(file.size for file in manifest.files)
+    head = pairs({"path": directory, "kind": manifest.kind, "digest": manifest.digest, "size": size(num_bytes)})
+    return Outcome(
+        data={
+            "path": str(directory),
+            "kind": manifest.kind,
+            "digest": manifest.digest,
+            "size_bytes": num_bytes,
+            "contract": _contract(spec),
+            **data,
+            "files": codec.to_json(manifest.files),
+        },
+        text="\n\n".join([head, pairs(_contract_lines(spec)), _plans(spec), *blocks, files]),
+    )
+
+
+def _contract(spec: StudentSpec) -> dict[str, Any]:
+    contract: dict[str, Any] = codec.to_json(spec)
+    contract.pop("provenance")  # for a student it stands beside the contract; engines repeat their student's
+    return contract
+
+
+def _contract_lines(spec: StudentSpec) -> dict[str, Any]:
+    condition, guidance = spec.condition, spec.guidance
+    channels, height, width = spec.sample_shape
+    scale = f"{guidance.min:g} to {guidance.max:g}, default {guidance.default:g} ({guidance.mode})"
+    return {
+        "name": spec.name,
+        "images": f"{height} x {width} pixels, {channels} channels",
+        "steps": f"{', '.join(map(str, spec.steps))}; default {spec.default_steps}",
+        "label": f"0 to {condition.num_classes - 1}" if condition.kind == "label" else "none",
+        "guidance": "none" if guidance.mode == "none" else scale,
+        "process": spec.process.kind,
+    }
+
+
+def _plans(spec: StudentSpec) -> str:
+    rows = []
+    for steps, plan in sorted(spec.plans.items()):
+        times = ", ".join(f"{row.time:g}" for row in plan.rows if row.calls_network)
+        shown = times if len(times) <= 60 else f"{times[:40]} ... {times.rsplit(', ', 1)[1]}"
+        rows.append([steps, plan.num_evaluations, "yes" if plan.is_stochastic else "no", shown])
+    return table(["plan", "evaluations", "noise in steps", "network times"], rows)
+
+
+def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
+    return " ".join(f"{tensor.name}[{','.join(map(str, tensor.shape))}]" for tensor in tensors)
+
+
+def _distance(distance: Distance) -> list[str]:
+    return [f"{distance.relative_l2:.2e}", f"{distance.psnr_db:.1f}", f"{distance.cosine:.7f}"]

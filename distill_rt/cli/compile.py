@@ -1,0 +1,49 @@
+"""Compile a bundle for one target and check the engine against the student; below the bar nothing is written.
+
+Targets: openvino:cpu, onnxruntime:cpu, auto (the best of this machine; distill-rt doctor lists them).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from distill_rt.cli.artifact_text import describe_engine
+from distill_rt.cli.outcome import Outcome
+from distill_rt.cli.parser import add_force, positive, positives
+from distill_rt.cli.progress import progress_bar
+
+EXTRA = "export"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    parser.add_argument("--target", default="auto", help="backend:device, or auto (auto)")
+    parser.add_argument("--out", type=Path, required=True, metavar="ENGINE", help="the engine directory to write")
+    parser.add_argument("--batch", type=positives, default=[1], metavar="1,4,16", help="images per call to compile (1)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], help="of the arithmetic (the target's default)"
+    )
+    parser.add_argument("--threads", type=positive, help="threads of one call (every physical core)")
+    parser.add_argument("--no-cache", action="store_true", help="build it in any case, and leave the cache alone")
+    add_force(parser)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from distill_rt.export import compile_bundle
+
+    with progress_bar() as progress:
+        compile_bundle(
+            args.bundle,
+            args.target,
+            args.out,
+            precision=args.precision,
+            batches=tuple(args.batch),
+            num_threads=args.threads,
+            force=args.force,
+            use_cache=not args.no_cache,
+            progress=progress,
+        )
+    description = describe_engine(args.out)
+    going_on = f"use it: distill-rt generate {args.out} --out images.png"
+    return Outcome(data=description.data, text=f"{description.text}\n{going_on}")

@@ -1,0 +1,45 @@
+"""Distil a teacher into a student of few steps.
+
+Methods: progressive, consistency, guidance (docs/methods.md). A killed run goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from distill_rt.cli.outcome import Outcome, pairs
+from distill_rt.cli.parser import positive
+from distill_rt.cli.progress import progress_bar
+from distill_rt.cli.train import add_training_arguments
+
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD", help="progressive, consistency or guidance")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="student directory of the teacher")
+    parser.add_argument("--steps", type=positive, default=4, help="steps of the student (4)")
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from distill_rt.training.run import distill
+
+    with progress_bar() as progress:
+        made = distill(
+            args.method,
+            args.teacher,
+            args.out,
+            steps=args.steps,
+            settings=dict(args.settings),
+            seed=args.seed,
+            resume=args.resume,
+            force=args.force,
+            progress=progress,
+        )
+    going_on = (
+        f"measure it: distill-rt evaluate {args.out} --teacher {args.teacher}\n"
+        f"export it:  distill-rt export {args.out} --out BUNDLE"
+    )
+    return Outcome(data=made, text=f"{pairs(made)}\n{going_on}")

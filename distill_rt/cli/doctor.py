@@ -1,0 +1,130 @@
+"""Say what this machine has, which targets it can build and run and why not, and where the engine cache is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill_rt.backends import processor
+from distill_rt.backends.cache import engines_directory
+from distill_rt.backends.registry import BACKENDS, Target, backend_for
+from distill_rt.cli.outcome import Outcome, pairs, size, table
+from distill_rt.core.errors import DistillError
+from distill_rt.kernels import available_implementations
+
+EXTRA = "cpu"
+
+PACKAGES = {
+    # distribution -> what it is for
+    "numpy": "generating",
+    "pillow": "generating",
+    "onnxruntime": "target onnxruntime:cpu",
+    "openvino": "target openvino:cpu",
+    "torch": "training, exporting",
+    "diffusers": "training, exporting",
+    "safetensors": "training, exporting, compiling",
+    "onnx": "exporting, compiling",
+    "onnxscript": "exporting",
+    "scikit-learn": "data, measuring quality",
+    "scipy": "measuring quality",
+    "matplotlib": "plots",
+    "rich": "progress bars",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    del args
+    packages = {name: _version(name) for name in PACKAGES}
+    targets = {name: _target(name) for name in BACKENDS}
+    cache = engines_directory()
+    engines, num_bytes = _cache_contents(cache)
+    data = {
+        "distill_rt": _version("distill-rt"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": {
+            "name": processor.name(),
+            "architecture": platform.machine(),
+            "cores": processor.available_cores(),
+            "instruction_sets": sorted(processor.instruction_sets()),
+        },
+        "kernels": list(available_implementations()),
+        "packages": packages,
+        "targets": targets,
+        "cache": {"path": str(cache), "writable": _writable(cache), "engines": engines, "size_bytes": num_bytes},
+    }
+    return Outcome(data=data, text=_text(data))
+
+
+def _text(data: dict[str, Any]) -> str:
+    cpu, cache = data["processor"], data["cache"]
+    native = "native" if "native" in data["kernels"] else "NumPy only (reinstall without DISTILL_RT_PURE_PYTHON)"
+    held = f"{cache['engines']} engines, {size(cache['size_bytes'])}{'' if cache['writable'] else ', NOT WRITABLE'}"
+    about = {
+        "distill-rt": f"{data['distill_rt']} on Python {data['python']} ({sys.executable})",
+        "processor": f"{cpu['name']}, {cpu['cores']} cores",
+        "instruction sets": " ".join(cpu["instruction_sets"]) or "unknown",
+        "kernels": native,
+        "engine cache": f"{cache['path']}: {held}",
+    }
+    targets = table(
+        ["target", "precision", "here"],
+        [[name, " ".join(t["precisions"]), t["reason"] or "builds and runs"] for name, t in data["targets"].items()],
+    )
+    packages = table(
+        ["package", "version", "for"],
+        [[name, version or "-", PACKAGES[name]] for name, version in data["packages"].items()],
+    )
+    return "\n\n".join([pairs(about), targets, packages])
+
+
+def _target(name: str) -> dict[str, Any]:
+    """Whether a target can be used here, which precisions, and why not."""
+    from distill_rt.backends.base import CompileOptions
+
+    backend = backend_for(Target.parse(name))
+    reason = backend.unavailable()
+    precisions = []
+    for precision in backend.precisions:
+        try:
+            backend.check(CompileOptions(precision=precision, num_threads=1))
+        except DistillError:  # this processor cannot: it is left out of the list
+            continue
+        precisions.append(precision)
+    builds = reason is None and _version("onnx") is not None
+    return {"builds": builds, "runs": reason is None, "precisions": precisions, "reason": _why(reason, builds)}
+
+
+def _why(reason: str | None, builds: bool) -> str | None:
+    if reason is None and not builds:
+        return "runs; building needs the package 'onnx' (pip install 'distill-rt[export]')"
+    return reason
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cache_contents(root: Path) -> tuple[int, int]:
+    if not root.is_dir():
+        return 0, 0
+    engines = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return len(engines), sum(file.stat().st_size for engine in engines for file in engine.rglob("*") if file.is_file())
+
+
+def _writable(root: Path) -> bool:
+    while not root.exists() and root != root.parent:
+        root = root.parent
+    return os.access(root, os.W_OK | os.X_OK)

@@ -1,0 +1,200 @@
+"""``distill-rt``: find the command, run it, print what it hands back, end with the right exit code.
+
+Exit codes: 0 done; 1 an error of ours; 2 usage; 3 artifact; 4 target; 5 resources; 6 gate; 129, 130, 141, 143 ended by
+SIGHUP, SIGINT, SIGPIPE, SIGTERM.
+
+Only the chosen command is imported, and this module imports next to nothing: starting up is part of every `generate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from distill_rt.core.errors import DistillError, ResourceError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from distill_rt.cli.outcome import Outcome
+
+COMMANDS = {
+    "demo": "the whole walk on real data: teacher, student, engine, images, report",
+    "train": "train a teacher by a recipe",
+    "distill": "distil a teacher into a few-step student",
+    "evaluate": "measure the quality of a student against its teacher and the data",
+    "export": "a student to a bundle: ONNX graphs and golden outputs",
+    "compile": "a bundle to an engine for one target, checked against the student",
+    "generate": "images from an engine",
+    "bench": "latency, throughput and memory of an engine",
+    "inspect": "what a student, bundle or engine is",
+    "verify": "check a student, bundle or engine: every file, the contract, the machine",
+    "doctor": "what this machine has and which targets it can build and run",
+}
+
+TRACEBACK_VARIABLE = "DISTILL_RT_TRACEBACK"
+
+_EPILOG = """\
+Every command: --help; --json prints one object on stdout, errors too.
+Exit codes: 0 done, 1 an error of ours, 2 usage, 3 artifact, 4 target, 5 resources, 6 gate,
+129/130/141/143 ended by SIGHUP/SIGINT/SIGPIPE/SIGTERM.
+"""
+
+
+class _Ended(BaseException):
+    """A signal asks us to end: unwinds like KeyboardInterrupt, so that half-written directories go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code and raises nothing."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        with _signals_raise():
+            return _print(_run(words), as_json)
+    except SystemExit as exit_:  # argparse after --help
+        return int(exit_.code or 0)
+    except (KeyboardInterrupt, _Ended) as ended:
+        number = ended.number if isinstance(ended, _Ended) else signal.SIGINT
+        name = signal.Signals(number).name
+        return _fail({"family": "signal", "code": name.lower(), "message": f"ended by {name}"}, 128 + number, as_json)
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except DistillError as error:
+        return _fail_with(error, as_json)
+    except MemoryError:
+        return _fail_with(
+            ResourceError("out of memory", code="out-of-memory", hint="ask for fewer images at once"), as_json
+        )
+    except Exception as error:  # the last line of defence: a bug of ours, said in one line
+        _maybe_traceback()
+        what = {
+            "family": "internal",
+            "code": "internal-error",
+            "message": f"{type(error).__name__}: {error}",
+            "hint": f"this is a bug of distill-rt; {TRACEBACK_VARIABLE}=1 shows where",
+        }
+        return _fail(what, 1, as_json)
+
+
+def _run(words: list[str]) -> Outcome:
+    from distill_rt.cli.parser import Parser, add_json
+
+    if not words or words[0].startswith("-"):
+        return _top_level(words)
+    name = words[0]
+    if name not in COMMANDS:
+        raise UsageError(
+            f"there is no command {name!r}", code="command-unknown", hint=f"commands: {', '.join(COMMANDS)}"
+        )
+    command = importlib.import_module(f"distill_rt.cli.{name}")
+    parser = Parser(f"distill-rt {name}", command.__doc__ or COMMANDS[name])
+    command.add_arguments(parser)
+    add_json(parser)
+    args = parser.parse_args(words[1:])
+    try:
+        outcome: Outcome = command.run(args)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "distill_rt":
+            raise
+        raise TargetError(
+            f"distill-rt {name} needs the package {package!r}, which is not installed",
+            code="package-missing",
+            hint=f"pip install 'distill-rt[{command.EXTRA}]'",
+            details={"package": package, "extra": command.EXTRA},
+        ) from error
+    return outcome
+
+
+def _top_level(words: list[str]) -> Outcome:
+    from distill_rt.cli.outcome import Outcome, pairs
+    from distill_rt.cli.parser import Parser, add_json
+
+    epilog = f"commands:\n{_indent(pairs(COMMANDS))}\n\n{_EPILOG}"
+    parser = Parser("distill-rt", "Distil a diffusion teacher into a few-step student and run it fast.", epilog)
+    parser.add_argument("command", nargs="?", help="see below; distill-rt COMMAND --help says more")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    add_json(parser)
+    args = parser.parse_args(words)
+    if not args.version:
+        raise UsageError("no command was given first", code="command-missing", hint="distill-rt --help")
+    from importlib.metadata import version
+
+    number = version("distill-rt")
+    return Outcome(data={"version": number}, text=f"distill-rt {number}")
+
+
+def _print(outcome: Outcome, as_json: bool) -> int:
+    print(_dump(outcome.data) if as_json else outcome.text)
+    sys.stdout.flush()
+    return outcome.exit_code
+
+
+def _fail_with(error: DistillError, as_json: bool) -> int:
+    _maybe_traceback()
+    return _fail(error.to_json()["error"], error.exit_code, as_json)
+
+
+def _fail(what: dict[str, Any], exit_code: int, as_json: bool) -> int:
+    what = {"family": "", "code": "", "message": "", "hint": "", "details": {}} | what
+    try:
+        if as_json:
+            print(_dump({"error": what, "exit_code": exit_code}), flush=True)
+        else:
+            line = f"{what['message']} ({what['hint']})" if what["hint"] else what["message"]
+            print(f"distill-rt: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code
+
+
+def _maybe_traceback() -> None:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, allow_nan=False)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does; outside of the main thread Python cannot set that up."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:  # an ignored signal (nohup) stays ignored
+                before[number] = signal.signal(number, end)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
