@@ -65,7 +65,8 @@ class Distance:
 class GateReport:
     """The gate's figures; `components` by name, `trajectories` by "steps=N,guidance=W". Largest `Distance` over goldens."""
 
-    bar: Distance
+    component_bar: Distance
+    trajectory_bar: Distance
     components: dict[str, Distance]
     trajectories: dict[str, Distance]
 

@@ -1,0 +1,159 @@
+"""What every backend provides: `Backend` compiles one ONNX component for one batch, `Program` runs it.
+
+A program has static shapes and owns its buffers. Everything slow happens in `Backend.load`; a call is: write into
+`inputs`, `run()`, read `outputs`. Nothing is allocated, converted or looked up on the way.
+
+Legend: B evaluations of a network per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt.core.artifacts import Component, Precision
+from distill_rt.core.errors import UsageError
+from distill_rt.core.spec import StudentSpec, TensorSpec
+
+Array = NDArray[Any]
+
+CACHE_LINE_BYTES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileOptions:
+    """What is pinned for a whole engine, at build and at load.
+
+    Args:
+        precision: of the arithmetic inside of the networks; inputs and outputs stay float32.
+        num_threads: threads of one call. It is part of the engine: a runtime that chose its own number would change
+            speed and, on some backends, the last bits.
+    """
+
+    precision: Precision
+    num_threads: int
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 1:
+            raise UsageError(
+                f"num_threads must be 1 or more, got {self.num_threads}",
+                code="threads-out-of-range",
+                hint="leave it out to use every physical core that this process may use",
+            )
+
+
+class Program(Protocol):
+    """One compiled component with static shapes. Not for use by two threads at once."""
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Preallocated buffers; write into them (``program.inputs["time"][:] = 999``), never replace them."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Preallocated buffers; valid after `run` until the next `run`."""
+        ...
+
+    def run(self) -> None:
+        """One call of the component, blocking."""
+        ...
+
+
+class Backend(Protocol):
+    """A compiler and its runtime for one kind of device."""
+
+    name: ClassVar[str]
+    """The part before the colon of a target."""
+    device: ClassVar[str]
+    """The part after it."""
+    extra: ClassVar[str]
+    """The pip extra of this project that installs it."""
+    precisions: ClassVar[tuple[Precision, ...]]
+    """What `CompileOptions.precision` may be, the default first."""
+    bit_exact_batches: ClassVar[bool]
+    """Whether an image promises the same bits in every batch and at every position of it (float32 only). `compile` then
+    always builds batch 1, compares every other batch with it bit for bit and leaves out what differs."""
+    rewrites: ClassVar[tuple[str, ...]]
+    """Graph rewrites (names of `distill_rt.export.rewrites`) that make the exported graph faster here."""
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot use the backend, or None. Cheap: imports nothing heavy."""
+        ...
+
+    def check(self, options: CompileOptions) -> None:
+        """Refuse options that this backend or this processor cannot honour.
+
+        Raises:
+            TargetError: says what is possible here.
+        """
+        ...
+
+    def settings(self, options: CompileOptions) -> dict[str, Any]:
+        """Every engine setting that is pinned, JSON values; recorded in the engine and part of the fingerprint."""
+        ...
+
+    def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
+        """What of this machine decides the engine: compiler version, processor features, `settings` (JSON values)."""
+        ...
+
+    def compile(
+        self,
+        onnx_path: Path,
+        component: Component,
+        batch: int,
+        out_dir: Path,
+        stem: str,
+        options: CompileOptions,
+    ) -> tuple[str, ...]:
+        """Compile one graph for B = `batch` and write it.
+
+        Args:
+            onnx_path: the graph, B dynamic.
+            out_dir, stem: files are named ``<stem>.*`` in `out_dir`.
+
+        Returns:
+            Names of the files, relative to `out_dir`; the first one is what `load` opens.
+
+        Raises:
+            TargetError: the compiler refuses the graph, or cannot honour the options.
+        """
+        ...
+
+    def load(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        batch: int,
+        options: CompileOptions,
+    ) -> Program:
+        """Load what `compile` wrote.
+
+        Raises:
+            TargetError: the runtime refuses the files.
+        """
+        ...
+
+
+def network_batch(spec: StudentSpec, num_images: int) -> int:
+    """Evaluations in one network call for `num_images` images: cfg runs [uncond, cond] as one batch of twice the size."""
+    return 2 * num_images if spec.guidance.mode == "cfg" else num_images
+
+
+def allocate(specs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
+    """Zeroed, cache-line aligned buffers for tensors with B = `batch`."""
+    return {spec.name: _aligned_zeros(spec.concrete(batch), np.dtype(spec.dtype)) for spec in specs}
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(num_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE_BYTES
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,84 @@
+"""Engine directories: read one, refuse a damaged or foreign one, load its compiled components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_rt.backends.base import Backend, CompileOptions, Program, network_batch
+from distill_rt.backends.fingerprint import check_engine
+from distill_rt.core.artifacts import Compiled, EngineBody
+from distill_rt.core.errors import ArtifactError
+from distill_rt.core.manifest import Manifest, decode_body, read_manifest, verify_files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """A checked engine directory; nothing is loaded yet."""
+
+    directory: Path
+    body: EngineBody
+    digest: str
+    backend: Backend
+    options: CompileOptions
+
+    def load(self, component: str, num_images: int) -> Program:
+        """The program of one component for one of `body.batches`.
+
+        Its B is `network_batch(body.spec, num_images)`: under cfg the first half is unconditional.
+
+        Raises:
+            TargetError: the backend's runtime refuses the files.
+        """
+        (compiled,) = (item for item in self.body.components[component] if item.batch == num_images)
+        spec = self.body.spec
+        return self.backend.load(
+            self.directory,
+            compiled.files,
+            spec.network_inputs(),
+            spec.network_outputs(),
+            network_batch(spec, num_images),
+            self.options,
+        )
+
+
+def open_engine(directory: str | Path) -> Engine:
+    """Read and verify an engine, and check that it was compiled for this machine.
+
+    Raises:
+        ArtifactError: missing, damaged, foreign or from another version.
+        TargetError: compiled for another machine or other versions; the hint rebuilds it.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory, "engine")
+    body = decode_body(manifest, EngineBody, directory)
+    _check_consistent(body, manifest, directory)
+    verify_files(directory, manifest)
+    options = CompileOptions(precision=body.precision, num_threads=body.options["num_threads"])
+    backend = check_engine(body, directory, options)
+    return Engine(directory=directory, body=body, digest=manifest.digest, backend=backend, options=options)
+
+
+def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> None:
+    """The parts of a well-typed manifest must also fit each other; only an edited one fails here."""
+    listed = {entry.path for entry in manifest.files}
+    threads = body.options.get("num_threads")
+    problem = ""
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        problem = f"options.num_threads must be a positive integer, got {threads!r}"
+    elif set(body.components) != {f"network{i}" for i in range(len(body.spec.networks))}:
+        problem = f"components must be the {len(body.spec.networks)} networks of the contract"
+    elif not body.batches or any(_batches(items) != body.batches for items in body.components.values()):
+        problem = "every component must be compiled for every one of batches"
+    elif not all(item.files and set(item.files) <= listed for items in body.components.values() for item in items):
+        problem = "components name files that are not listed"
+    if problem:
+        raise ArtifactError(
+            f"{directory}/engine.json is inconsistent: {problem}",
+            code="artifact-damaged",
+            hint="compile it again: distill-rt compile BUNDLE --target TARGET --out ENGINE --force",
+        )
+
+
+def _batches(items: tuple[Compiled, ...]) -> tuple[int, ...]:
+    return tuple(item.batch for item in items)

@@ -1,0 +1,191 @@
+"""OpenVINO on the processor: the fastest target on x86, float32 or bfloat16.
+
+Compiled form: OpenVINO's own export ("blob") of the graph for one static batch: it holds the transformed graph and the
+weights, so that loading only generates code (half the time of compiling the ONNX file, two thirds of OpenVINO's own IR).
+The blob belongs to one version and one set of instruction sets; both are part of the fingerprint, which is checked
+before OpenVINO sees the file.
+
+Settings: a latency engine is one stream with all threads on one call; precision is a hint that OpenVINO may lower or
+ignore, so it is pinned, and read back from the compiled model.
+
+bfloat16 has 8 bits: a time of 999 becomes 1000, and the sine of 999 * frequency becomes noise. So what is computed from
+scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from distill_rt.backends import processor
+from distill_rt.backends.base import Array, CompileOptions, allocate
+from distill_rt.core.artifacts import Component, Precision
+from distill_rt.core.errors import TargetError
+from distill_rt.core.optional import installed, require
+from distill_rt.core.spec import TensorSpec
+
+DEVICE = "CPU"
+ELEMENT_TYPES: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+BF16_INSTRUCTION_SETS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+class OpenVINO:
+    """Target ``openvino:cpu``."""
+
+    name: ClassVar[str] = "openvino"
+    device: ClassVar[str] = "cpu"
+    extra: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
+    bit_exact_batches: ClassVar[bool] = False
+    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
+
+    def unavailable(self) -> str | None:
+        return None if installed("openvino") else "package 'openvino' is not installed"
+
+    def check(self, options: CompileOptions) -> None:
+        if options.precision not in self.precisions:
+            raise TargetError(
+                f"openvino:cpu computes in {' or '.join(self.precisions)}, not in {options.precision}",
+                code="precision-unsupported",
+                hint="choose one of these (command line: --precision)",
+                details={"precisions": list(self.precisions)},
+            )
+        if options.precision == "bf16" and not BF16_INSTRUCTION_SETS & processor.instruction_sets():
+            raise TargetError(
+                f"this processor ({processor.name()}) has no bfloat16 instructions",
+                code="precision-unsupported",
+                hint="use --precision fp32",
+                details={"precisions": ["fp32"]},
+            )
+
+    def settings(self, options: CompileOptions) -> dict[str, Any]:
+        return {
+            "INFERENCE_PRECISION_HINT": ELEMENT_TYPES[options.precision],
+            "INFERENCE_NUM_THREADS": options.num_threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_HYPER_THREADING": False,
+            # Two engines on one machine would pin their threads to the same cores.
+            "ENABLE_CPU_PINNING": False,
+            # No int8 activations behind our back for compressed weights.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+
+    def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
+        ov = require("openvino", extra=self.extra)
+        return {
+            "compiler": f"openvino {ov.get_version()}",
+            "processor": processor.identity(),
+            "settings": self.settings(options),
+        }
+
+    def compile(
+        self,
+        onnx_path: Path,
+        component: Component,
+        batch: int,
+        out_dir: Path,
+        stem: str,
+        options: CompileOptions,
+    ) -> tuple[str, ...]:
+        self.check(options)
+        ov = require("openvino", extra=self.extra)
+        core = ov.Core()
+        try:
+            model = core.read_model(str(onnx_path))
+            model.reshape({spec.name: list(spec.concrete(batch)) for spec in component.inputs})
+            if options.precision != "fp32":
+                _keep_scalars_exact(ov, model, component.inputs)
+            compiled = core.compile_model(model, DEVICE, self.settings(options))
+            blob = compiled.export_model()
+        except RuntimeError as error:
+            raise _refused("cannot compile", onnx_path, error) from error
+        self._check_precision(ov, compiled, options)
+        file = f"{stem}.blob"
+        (out_dir / file).write_bytes(blob.getbuffer())
+        return (file,)
+
+    def load(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        batch: int,
+        options: CompileOptions,
+    ) -> OpenVINOProgram:
+        ov = require("openvino", extra=self.extra)
+        path = directory / files[0]
+        try:
+            # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them.
+            blob = np.fromfile(path, np.uint8)
+            compiled = ov.Core().import_model(ov.Tensor(blob, shared_memory=True), DEVICE, self.settings(options))
+            self._check_precision(ov, compiled, options)
+            return OpenVINOProgram(ov, compiled, allocate(inputs, batch), allocate(outputs, batch), blob)
+        except RuntimeError as error:
+            raise _refused("cannot load", path, error) from error
+
+    def _check_precision(self, ov: Any, compiled: Any, options: CompileOptions) -> None:
+        asked = ELEMENT_TYPES[options.precision]
+        got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if got != asked:
+            raise TargetError(
+                f"OpenVINO compiled in {got} although {asked} was asked for",
+                code="precision-unsupported",
+                hint="use --precision fp32",
+            )
+
+
+class OpenVINOProgram:
+    """An infer request over NumPy memory; a call is start and wait, without any dictionary on the way."""
+
+    def __init__(
+        self, ov: Any, compiled: Any, inputs: dict[str, Array], outputs: dict[str, Array], weights: Array
+    ) -> None:
+        self.inputs: Mapping[str, Array] = inputs
+        self.outputs: Mapping[str, Array] = outputs
+        self._weights = weights  # the compiled model reads this memory
+        self._request = compiled.create_infer_request()
+        for name, array in (inputs | outputs).items():
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+    def run(self) -> None:
+        self._request.start_async()
+        self._request.wait()
+
+
+def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> None:
+    """Keep in float32 what is computed from per-image scalars (times, guidance) before the first matrix product.
+
+    OpenVINO leaves the tail of a graph in float32: everything between a result and the matrix products or convolutions
+    before it. So the last tensors of the scalar part become results too. They are a few hundred numbers that nobody reads.
+    """
+    heavy = {"MatMul", "Convolution", "GroupConvolution", "Result"}
+    features = {}
+    pending = [model.input(spec.name).get_node() for spec in inputs if spec.dtype == "float32" and len(spec.shape) == 1]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node.get_friendly_name() in seen:
+            continue
+        seen.add(node.get_friendly_name())
+        for output in node.outputs():
+            consumers = [port.get_node() for port in output.get_target_inputs()]
+            if any(consumer.get_type_name() in heavy for consumer in consumers):
+                features[(node.get_friendly_name(), output.get_index())] = output
+            pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy)
+    if features:
+        model.add_outputs(list(features.values()))
+
+
+def _refused(what: str, path: Path, error: RuntimeError) -> TargetError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first lines name OpenVINO's source files; the last one says what is wrong.
+    return TargetError(
+        f"OpenVINO {what} {path.name}: {lines[-1] if lines else 'no reason given'}",
+        code="compiler-refused",
+        hint="compile again with --force, or choose another target",
+    )

@@ -1,0 +1,139 @@
+"""The gate: a compiled engine must answer what the student answered, or nothing is published.
+
+Every component runs its golden inputs at every batch of the engine; every golden trajectory runs at the smallest batch.
+The worst figure of each is kept and compared with the bar of the precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt.backends.base import Program
+from distill_rt.core.artifacts import Distance, GateReport, Precision
+from distill_rt.core.errors import GateError
+from distill_rt.core.spec import StudentSpec
+from distill_rt.export.distance import distance, within, worst
+from distill_rt.export.golden import Golden
+from distill_rt.export.progress import Progress, silent
+from distill_rt.export.trajectory import run_plan
+
+Array = NDArray[Any]
+LoadProgram = Callable[[str, int], Program]
+"""``load_program(component, num_images)``."""
+
+COMPONENT_BARS: Mapping[Precision, Distance] = {
+    # One evaluation, worst golden row. Healthy engines measure (docs/backends.md): fp32 2e-6, the order of sums; bf16 8e-3, and
+    # 0.11 in the rows of least noise, where the network must tell noise of 0.02 from an image that bfloat16 rounds to 0.004.
+    # A wrong layer, a swapped input or an overflow measures 0.3 and more.
+    "fp32": Distance(relative_l2=1e-4, psnr_db=70.0, cosine=0.999999),
+    "fp16": Distance(relative_l2=5e-2, psnr_db=35.0, cosine=0.998),
+    "bf16": Distance(relative_l2=2e-1, psnr_db=25.0, cosine=0.98),
+}
+TRAJECTORY_BARS: Mapping[Precision, Distance] = {
+    # Finished images, the figure that counts: the table weighs errors of low-noise rows down, and early ones are fed back.
+    # Healthy engines measure fp32 2e-6, bf16 2e-2 (PSNR 43 dB). Below 30 dB people see a difference.
+    "fp32": Distance(relative_l2=1e-3, psnr_db=60.0, cosine=0.99999),
+    "fp16": Distance(relative_l2=2e-2, psnr_db=36.0, cosine=0.999),
+    "bf16": Distance(relative_l2=8e-2, psnr_db=30.0, cosine=0.995),
+}
+
+
+def run_gate(
+    spec: StudentSpec,
+    golden: Golden,
+    load_program: LoadProgram,
+    *,
+    precision: Precision,
+    batches: Sequence[int],
+    progress: Progress = silent,
+) -> GateReport:
+    """Compare an engine with the student's golden outputs.
+
+    Args:
+        load_program: loads what would be published.
+        batches: numbers of images that the engine was compiled for.
+
+    Returns:
+        The worst figures, all within their bars.
+
+    Raises:
+        GateError: says which component or trajectory, and how far it is.
+    """
+    component_bar, trajectory_bar = COMPONENT_BARS[precision], TRAJECTORY_BARS[precision]
+    num_checks = len(golden.components) * len(batches) + len(golden.trajectories)
+    done = 0
+    figures: dict[str, list[Distance]] = {name: [] for name in golden.components}
+    smallest: dict[int, Program] = {}
+    for num_images in sorted(batches, reverse=True):  # the smallest is loaded last and stays for the trajectories
+        for i, (name, component) in enumerate(golden.components.items()):
+            progress("gate", done, num_checks)
+            smallest[i] = program = load_program(name, num_images)
+            (output,) = component.outputs
+            got = evaluate_rows(program, component.inputs)
+            figure = _compare(got, component.outputs[output], component_bar, f"component {name} at batch {num_images}")
+            figures[name].append(figure)
+            done += 1
+    trajectories = {}
+    for run in golden.trajectories:
+        progress("gate", done, num_checks)
+        images = run_plan(
+            spec,
+            lambda net_id, inputs: evaluate_rows(smallest[net_id], inputs),
+            steps=run.steps,
+            guidance=run.guidance,
+            seeds=run.seeds,
+            labels=run.labels,
+        )
+        trajectories[run.name] = _compare(images, run.images, trajectory_bar, f"trajectory {run.name}")
+        done += 1
+    progress("gate", num_checks, num_checks)
+    return GateReport(
+        component_bar=component_bar,
+        trajectory_bar=trajectory_bar,
+        components={name: worst(items) for name, items in figures.items()},
+        trajectories=trajectories,
+    )
+
+
+def evaluate_rows(program: Program, inputs: Mapping[str, Array]) -> Array:
+    """Any number of rows through a program of fixed batch: in chunks, the last one filled up by repeating its last row."""
+    (output,) = program.outputs.values()
+    num_rows, batch = len(next(iter(inputs.values()))), len(output)
+    results = []
+    for start in range(0, num_rows, batch):
+        rows = np.minimum(np.arange(start, start + batch), num_rows - 1)
+        for name, buffer in program.inputs.items():
+            buffer[:] = inputs[name][rows]
+        program.run()
+        results.append(output[: num_rows - start].copy())
+    return np.concatenate(results)
+
+
+def _compare(got: Array, want: Array, bar: Distance, what: str) -> Distance:
+    num_bad = int(np.size(got) - np.isfinite(got).sum())
+    if num_bad:
+        raise GateError(
+            f"{what}: {num_bad} of {np.size(got)} values are NaN or infinite; the student's are finite",
+            code="gate-not-finite",
+            hint="compile with --precision fp32",
+            details={"what": what, "not_finite": num_bad},
+        )
+    figure = distance(got, want)
+    if not within(figure, bar):
+        raise GateError(
+            f"{what} is too far from the student: relative L2 {figure.relative_l2:.3g} (at most {bar.relative_l2:g}), "
+            f"PSNR {figure.psnr_db:.1f} dB (at least {bar.psnr_db:g}), cosine {figure.cosine:.6f} (at least {bar.cosine:g})",
+            code="gate-failed",
+            hint="compile with --precision fp32, or for another target",
+            details={
+                "what": what,
+                "relative_l2": figure.relative_l2,
+                "psnr_db": figure.psnr_db,
+                "cosine": figure.cosine,
+            },
+        )
+    return figure

@@ -1,0 +1,189 @@
+"""Golden inputs and outputs: what the student answers in float32, stored in the bundle as `golden.safetensors`.
+
+Two kinds. Per component: inputs met on real trajectories, with the raw output for each. Per plan and guidance scale: seeds and
+labels with the finished images; the noise is not stored, it follows from the seeds (design section 6).
+
+Tensor names: ``<component>/input/<name>``, ``<component>/output/<name>`` with M rows, and
+``trajectory/steps=S,guidance=W/{steps,guidance,seeds,labels,images}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt.core.directory import write_file
+from distill_rt.core.errors import ArtifactError
+from distill_rt.core.optional import require
+from distill_rt.core.spec import StudentSpec
+from distill_rt.export.progress import Progress, silent
+from distill_rt.export.trajectory import Evaluate, run_plan
+
+Array = NDArray[Any]
+
+NUM_IMAGES = 2
+"""Images per trajectory: teachers have plans of 64 steps, and every plan meets every guidance scale."""
+MAX_ROWS = 16
+"""Rows per component, spread evenly over all calls of all trajectories."""
+FIRST_SEED = 20_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentGolden:
+    """Inputs and outputs of one component by tensor name, M rows each."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.outputs.values())))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrajectoryGolden:
+    """Finished images of one plan at one guidance scale: float32 (B, C, H, W)."""
+
+    steps: int
+    guidance: float
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...] | None
+    images: Array
+
+    @property
+    def name(self) -> str:
+        return f"steps={self.steps},guidance={self.guidance:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Golden:
+    """Everything that the gate compares with."""
+
+    components: dict[str, ComponentGolden]
+    trajectories: tuple[TrajectoryGolden, ...]
+
+
+def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = silent) -> Golden:
+    """Run every allowed plan at the lowest, default and highest guidance scale, and keep what is met on the way.
+
+    Args:
+        evaluate: the student's networks in float32.
+
+    Raises:
+        ArtifactError: the student's own answer is NaN or infinite.
+    """
+    calls: dict[int, list[tuple[dict[str, Array], Array]]] = {i: [] for i in range(len(spec.networks))}
+
+    def recording(net_id: int, inputs: Mapping[str, Array]) -> Array:
+        output = evaluate(net_id, inputs)
+        calls[net_id].append((dict(inputs), output))
+        return output
+
+    scales = (spec.guidance.min, spec.guidance.default, spec.guidance.max)
+    runs = [(steps, w) for steps in spec.steps for w in sorted(set(scales))]
+    seeds = tuple(FIRST_SEED + i for i in range(NUM_IMAGES))
+    trajectories = []
+    for done, (steps, w) in enumerate(runs):
+        progress("golden outputs", done, len(runs))
+        # Different labels for every trajectory, so that all are met where there are few.
+        labels = _labels(spec, NUM_IMAGES * done)
+        images = run_plan(spec, recording, steps=steps, guidance=w, seeds=seeds, labels=labels)
+        if not np.isfinite(images).all():
+            raise ArtifactError(
+                f"the student's own images are NaN or infinite at steps={steps}, guidance={w:g}",
+                code="student-not-finite",
+                hint="its weights are finite but overflow: train again, or narrow its contract",
+            )
+        trajectories.append(TrajectoryGolden(steps=steps, guidance=w, seeds=seeds, labels=labels, images=images))
+    progress("golden outputs", len(runs), len(runs))
+    return Golden(
+        components={f"network{i}": _select_rows(spec, met) for i, met in calls.items()},
+        trajectories=tuple(trajectories),
+    )
+
+
+def _labels(spec: StudentSpec, first: int) -> tuple[int, ...] | None:
+    if spec.condition.kind == "none":
+        return None
+    return tuple((first + i) % spec.condition.num_classes for i in range(NUM_IMAGES))
+
+
+def _select_rows(spec: StudentSpec, calls: list[tuple[dict[str, Array], Array]]) -> ComponentGolden:
+    assert calls, "onnx_export refuses a contract with a network that no plan uses"
+    inputs = {tensor.name: np.concatenate([row[tensor.name] for row, _ in calls]) for tensor in spec.network_inputs()}
+    output = np.concatenate([row for _, row in calls])
+    picks = np.unique(np.linspace(0, len(output) - 1, min(MAX_ROWS, len(output))).round().astype(int))
+    (name,) = (tensor.name for tensor in spec.network_outputs())
+    return ComponentGolden(inputs={key: value[picks] for key, value in inputs.items()}, outputs={name: output[picks]})
+
+
+def save_golden(path: Path, golden: Golden) -> None:
+    """Write `golden.safetensors`."""
+    safetensors = require("safetensors.numpy", extra="cpu")
+    tensors: dict[str, Array] = {}
+    for name, component in golden.components.items():
+        tensors |= {f"{name}/input/{key}": value for key, value in component.inputs.items()}
+        tensors |= {f"{name}/output/{key}": value for key, value in component.outputs.items()}
+    for run in golden.trajectories:
+        values = {
+            "steps": np.array(run.steps, np.int64),
+            "guidance": np.array(run.guidance, np.float64),
+            "seeds": np.array(run.seeds, np.int64),
+            "images": run.images,
+        }
+        if run.labels is not None:
+            values["labels"] = np.array(run.labels, np.int64)
+        tensors |= {f"trajectory/{run.name}/{key}": value for key, value in values.items()}
+    write_file(path, safetensors.save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
+
+
+def load_golden(path: Path) -> Golden:
+    """Read `golden.safetensors`.
+
+    Raises:
+        ArtifactError: not a golden file.
+    """
+    safetensors = require("safetensors.numpy", extra="cpu")
+    try:
+        return _parse(safetensors.load_file(path))
+    except Exception as error:  # the format's own error is not a ValueError, a missing tensor is a KeyError
+        raise ArtifactError(
+            f"{path} does not hold golden outputs: {error}",
+            code="artifact-damaged",
+            hint="export it again: distill-rt export STUDENT --out BUNDLE --force",
+        ) from error
+
+
+def _parse(tensors: dict[str, Array]) -> Golden:
+    groups: dict[str, dict[str, Array]] = {}
+    for name, value in tensors.items():
+        group, _, key = name.rpartition("/")
+        groups.setdefault(group, {})[key] = value
+    components = {
+        group.removesuffix("/output"): ComponentGolden(
+            inputs=groups[group.removesuffix("/output") + "/input"], outputs=outputs
+        )
+        for group, outputs in groups.items()
+        if group.endswith("/output")
+    }
+    trajectories = [
+        TrajectoryGolden(
+            steps=int(values["steps"].item()),
+            guidance=float(values["guidance"].item()),
+            seeds=tuple(int(seed) for seed in values["seeds"]),
+            labels=tuple(int(label) for label in values["labels"]) if "labels" in values else None,
+            images=values["images"],
+        )
+        for group, values in groups.items()
+        if group.startswith("trajectory/")
+    ]
+    if not components or not trajectories:
+        raise ValueError("it has no components or no trajectories")
+    return Golden(
+        components=components, trajectories=tuple(sorted(trajectories, key=lambda run: (run.steps, run.guidance)))
+    )

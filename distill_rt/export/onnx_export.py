@@ -1,0 +1,91 @@
+"""Student directory -> bundle directory: graphs, contract and golden outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt.core import codec
+from distill_rt.core.artifacts import BundleBody, Mode
+from distill_rt.core.directory import publish, refuse_existing
+from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.core.manifest import write_manifest
+from distill_rt.core.optional import require
+from distill_rt.export.golden import make_golden, save_golden
+from distill_rt.export.onnx_graph import check_finite, evaluate, export_network
+from distill_rt.export.progress import Progress, silent
+from distill_rt.models import load_student
+
+Array = NDArray[Any]
+
+GOLDEN_FILE = "golden.safetensors"
+VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "diffusers")
+
+
+def export_student(
+    student: str | Path,
+    out: str | Path,
+    mode: Mode = "step",
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """Export a student (or teacher) directory as a bundle.
+
+    Args:
+        student: directory that train, distill or import wrote.
+        out: the bundle; must not exist unless `force`.
+        mode: ``step``, one network evaluation per call.
+        force: replace what stands at `out`.
+        progress: told the stages.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: `out` exists, or there is no such mode.
+        ArtifactError: the student is missing or damaged, or a weight is not finite.
+        GateError: the exported graph does not compute what the student does.
+        ResourceError: the disk is full or not writable.
+    """
+    out = Path(out)
+    if mode != "step":
+        raise UsageError(f"there is no export mode {mode!r}", code="mode-unknown", hint="use step")
+    refuse_existing(out, force=force)
+    progress("loading the student")
+    loaded = load_student(student)
+    spec = loaded.spec
+    for i, network in enumerate(loaded.networks):
+        check_finite(network, f"network{i}")
+        if not any(row.net_id == i for table in spec.plans.values() for row in table.rows):
+            raise ArtifactError(
+                f"network {i} of {student} is used by no plan of its contract",
+                code="network-unused",
+                hint="drop it from the contract and train again",
+            )
+    with publish(out, force=force) as directory:
+        components = {}
+        for i, network in enumerate(loaded.networks):
+            progress("exporting graphs", i, len(loaded.networks))
+            components[f"network{i}"] = export_network(network, spec, directory, f"onnx/network{i}.onnx")
+        progress("exporting graphs", len(loaded.networks), len(loaded.networks))
+
+        def networks(net_id: int, inputs: Mapping[str, Array]) -> Array:
+            return evaluate(loaded.networks[net_id], inputs)
+
+        save_golden(directory / GOLDEN_FILE, make_golden(spec, networks, progress))
+        body = BundleBody(
+            spec=spec,
+            student_digest=loaded.digest,
+            mode=mode,
+            components=components,
+            golden=GOLDEN_FILE,
+            versions={name: str(require(name, extra="export").__version__) for name in VERSIONED_PACKAGES}
+            | {"numpy": np.__version__},
+        )
+        write_manifest(directory, "bundle", codec.to_json(body))
+    return out
