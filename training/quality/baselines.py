@@ -14,6 +14,7 @@ from distill_rt.core.table import StepTable
 from distill_rt.models import Student, build_network
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.sampling import sample
+from distill_rt.training.student import student_network
 
 
 def naive_tables(bench: QualityBench, num_steps: int) -> dict[str, StepTable]:
@@ -47,8 +48,15 @@ def untrained(bench: QualityBench, student: Student, num_steps: int) -> Tensor:
 
 
 def teacher_as_student(bench: QualityBench, student: Student, num_steps: int) -> Tensor:
-    """The undistilled teacher, run by the student's plan."""
-    return bench.teacher_samples(student.spec.plans[num_steps])
+    """The student before its training: the teacher's weights behind the student's inputs, run by the student's plan.
+
+    With guidance as an input, that network ignores w: a student that learned nothing.
+    """
+    same_inputs = student.spec.network_inputs() == bench.teacher.spec.network_inputs()
+    network = bench.teacher.network if same_inputs else student_network(bench.teacher, student.spec).eval()
+    w = bench.guidance if student.spec.guidance.mode != "none" else None
+    table = student.spec.plans[num_steps]
+    return sample(student.spec, [network], bench.seeds, table=table, labels=bench.labels, guidance=w)
 
 
 def memoriser(bench: QualityBench) -> Tensor:

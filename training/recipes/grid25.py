@@ -24,7 +24,7 @@ def grid25_labelled_teacher() -> Recipe:
         "grid25-labelled-teacher",
         "grid25-labelled",
         Condition(kind="label", num_classes=5, null_label=5),
-        Guidance(mode="cfg", min=1.0, max=3.0, default=1.5),
+        Guidance(mode="cfg", min=1.0, max=3.0, default=2.0),
         num_labels=6,
     )
 
