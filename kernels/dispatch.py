@@ -101,6 +101,8 @@ def apply_row(
     F = _needed("F", F, row.calls_network, x.shape)
     z = _needed("z", z, row.n != 0.0, x.shape)
     terms: list[tuple[float, Float32]] = []
+    if row.f and F is not None and not row.is_affine:  # folded into b otherwise
+        terms.append((row.f, F))
     for i, weight in enumerate((row.h1, row.h2, row.h3)):
         if weight:
             past = history[i] if i < len(history) else None

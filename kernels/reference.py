@@ -51,6 +51,8 @@ def apply_row(
             total = cast(a) * x + cast(b) * F
         else:
             total = total + cast(row.g) * x0
+            if row.f:
+                total = total + cast(row.f) * F
     terms: list[tuple[float, Any]] = [
         *zip((row.h1, row.h2, row.h3), history, strict=False),
         (row.k, anchor),

@@ -76,7 +76,7 @@ void bind_unit_noise(const Array<std::uint64_t>& seeds, std::uint32_t stream, Fl
 void bind_table_row(const Floats& x, const std::optional<Floats>& F, std::pair<float, float> prediction, float clip,
                     bool folded, std::pair<float, float> weights, const Terms& terms, float next_c_in, Floats& out,
                     std::optional<Floats>& x0_out, std::optional<Floats>& scaled_out, int num_threads) {
-    require(terms.size() <= TableRow::kMaxTerms, "at most five terms");
+    require(terms.size() <= TableRow::kMaxTerms, "at most six terms");
     require(!x0_out || F, "without F there is no x0");
     Buffers buffers(x.size());
     TableRow row{};

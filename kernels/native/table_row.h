@@ -11,7 +11,7 @@ namespace distill_rt {
 //     out   = total,  x0_out = x0,  scaled = next_c_in*total
 // Any output may be the very buffer of an input.
 struct TableRow {
-    static constexpr int kMaxTerms = 5;  // h1, h2, h3, k, n
+    static constexpr int kMaxTerms = 6;  // f, h1, h2, h3, k, n
     struct Term {
         float weight;
         const float* buffer;
