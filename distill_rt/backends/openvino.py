@@ -14,6 +14,7 @@ scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ class OpenVINO:
         }
 
     def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
-        ov = require("openvino", extra=self.extra)
+        ov = _import_openvino()
         return {
             "compiler": f"openvino {ov.get_version()}",
             "processor": processor.identity(),
@@ -92,7 +93,7 @@ class OpenVINO:
         options: CompileOptions,
     ) -> tuple[str, ...]:
         self.check(options)
-        ov = require("openvino", extra=self.extra)
+        ov = _import_openvino()
         core = ov.Core()
         try:
             model = core.read_model(str(onnx_path))
@@ -117,7 +118,7 @@ class OpenVINO:
         batch: int,
         options: CompileOptions,
     ) -> OpenVINOProgram:
-        ov = require("openvino", extra=self.extra)
+        ov = _import_openvino()
         path = directory / files[0]
         try:
             # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them.
@@ -179,6 +180,31 @@ def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> No
             pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy)
     if features:
         model.add_outputs(list(features.values()))
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its model converter, whose import doubles the time and reports the use of the package.
+
+    `openvino/__init__.py` imports `openvino.tools.ovc` where it can be imported; that starts a process which sends an
+    event to a web service, unless the user has opted out. Neither belongs into a runtime. `openvino.convert_model` still
+    works for whoever calls it: it is imported then.
+    """
+    converter = "openvino.tools.ovc"
+    if "openvino" in sys.modules:
+        return require("openvino", extra=OpenVINO.extra)
+    sys.modules[converter] = None  # type: ignore[assignment]  # how Python spells "cannot be imported"
+    try:
+        ov: Any = require("openvino", extra=OpenVINO.extra)
+    finally:
+        del sys.modules[converter]
+    ov.convert_model = _convert_model
+    return ov
+
+
+def _convert_model(*args: Any, **kwargs: Any) -> Any:
+    from openvino.tools.ovc import convert_model
+
+    return convert_model(*args, **kwargs)
 
 
 def _refused(what: str, path: Path, error: RuntimeError) -> TargetError:
