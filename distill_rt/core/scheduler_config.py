@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from distill_rt.core.errors import UsageError
 from distill_rt.core.samplers.from_scheduler.ddim import ddim_from_scheduler, ddpm_from_scheduler
 from distill_rt.core.samplers.from_scheduler.dpm_solver import dpm_solver_from_scheduler
@@ -64,4 +66,12 @@ def table_from_scheduler_config(config: Mapping[str, Any], num_steps: int, **opt
             code="steps-out-of-range",
             hint="for example 4",
         )
-    return SCHEDULERS[str(name)](Options(config, options), num_steps)
+    try:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return SCHEDULERS[str(name)](Options(config, options), num_steps)
+    except (ValueError, ArithmeticError) as error:  # values each in range that give no finite coefficients together
+        raise UsageError(
+            f"{name}: this configuration gives no usable coefficients for {num_steps} steps: {error}",
+            code="option-invalid",
+            hint="check the betas, sigmas and timesteps of the scheduler configuration",
+        ) from error

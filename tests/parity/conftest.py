@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,14 @@ def make_scheduler(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> A
             if hasattr(scheduler, name):
                 setattr(scheduler, name, getattr(scheduler, name).double())
     return scheduler
+
+
+@pytest.fixture(autouse=True)
+def _quiet_third_party() -> Iterator[None]:
+    """Deprecations inside diffusers and the divisions by zero it is refused for are not ours to fix."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"diffusers\..*")
+        yield
 
 
 def run_diffusers(

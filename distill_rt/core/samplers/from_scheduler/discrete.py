@@ -37,13 +37,13 @@ def read_alphas_bar(
     rescalable: bool = True,
 ) -> NDArray[np.float64]:
     """alpha^2 by timestep, shape (T,), from the keys that every such class has; arguments are the class's defaults."""
-    num = options.integer("num_train_timesteps", 1000)
+    num = options.count("num_train_timesteps", 1000)
     trained = options.numbers("trained_betas")
     betas = discrete_betas(
         options.choice("beta_schedule", beta_schedule, BETA_SCHEDULES),
         num_train_timesteps=num,
-        beta_start=options.number("beta_start", beta_start),
-        beta_end=options.number("beta_end", beta_end),
+        beta_start=options.positive("beta_start", beta_start),
+        beta_end=options.positive("beta_end", beta_end),
         trained_betas=trained,
     )
     if len(betas) != num:
@@ -59,7 +59,7 @@ def read_alphas_bar(
 def read_clipping(options: Options, *, clip_default: bool) -> dict[str, Any]:
     """Row arguments for static clipping or dynamic thresholding (which wins, as in diffusers)."""
     clips = options.flag("clip_sample", clip_default)
-    clip_range = options.number("clip_sample_range", 1.0)
+    clip_range = options.positive("clip_sample_range", 1.0)
     threshold = read_threshold(options)
     return threshold or ({"clip": clip_range} if clips else {})
 
@@ -67,7 +67,7 @@ def read_clipping(options: Options, *, clip_default: bool) -> dict[str, Any]:
 def read_threshold(options: Options) -> dict[str, Any]:
     """Row arguments for dynamic thresholding, empty if off."""
     on = options.flag("thresholding", False)
-    ratio, bound = options.number("dynamic_thresholding_ratio", 0.995), options.number("sample_max_value", 1.0)
+    ratio, bound = options.positive("dynamic_thresholding_ratio", 0.995), options.positive("sample_max_value", 1.0)
     return {"threshold_ratio": ratio, "threshold_max": bound} if on else {}
 
 
@@ -119,7 +119,7 @@ def read_sigma_grid(options: Options) -> str | None:
 
 def sigma_grid(options: Options, kind: str, sigma_min: float, sigma_max: float, num: int) -> NDArray[np.float64]:
     """Karras or exponential sigmas; the configuration's sigma_min and sigma_max go before the arguments."""
-    given_min, given_max = options.optional_number("sigma_min"), options.optional_number("sigma_max")
+    given_min, given_max = options.optional_positive("sigma_min"), options.optional_positive("sigma_max")
     low = sigma_min if given_min is None else given_min
     high = sigma_max if given_max is None else given_max
     return karras_sigmas(low, high, num) if kind == "karras" else exponential_sigmas(low, high, num)

@@ -135,7 +135,7 @@ def _timesteps(spacing: str, num_steps: int, num: int, last: int, offset: int) -
 
 
 def _read_shift(options: Options) -> float:
-    shift = options.number("flow_shift", 1.0)
+    shift = options.positive("flow_shift", 1.0)
     options.choice("time_shift_type", "exponential", ("exponential",))
     dynamic, mu = options.flag("use_dynamic_shifting", False), options.argument("mu")
     if mu is None:

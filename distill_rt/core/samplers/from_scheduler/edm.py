@@ -25,10 +25,10 @@ from distill_rt.core.table import Row, StepTable
 
 def consistency_from_scheduler(options: Options, num_steps: int) -> StepTable:
     """Options: ``timesteps``, falling indices of the training grid (for example 22, 0)."""
-    num = options.integer("num_train_timesteps", 40)
-    sigma_min, sigma_max = options.number("sigma_min", 0.002), options.number("sigma_max", 80.0)
-    sigma_data, rho = options.number("sigma_data", 0.5), options.number("rho", 7.0)
-    s_noise = options.number("s_noise", 1.0)
+    num = options.count("num_train_timesteps", 40)
+    sigma_min, sigma_max = options.positive("sigma_min", 0.002), options.positive("sigma_max", 80.0)
+    sigma_data, rho = options.positive("sigma_data", 0.5), options.positive("rho", 7.0)
+    s_noise = options.positive("s_noise", 1.0)
     clips = options.flag("clip_denoised", True)
     explicit = options.argument_numbers("timesteps")
     options.finish()
@@ -62,10 +62,10 @@ def edm_euler_from_scheduler(options: Options, num_steps: int) -> StepTable:
     With churn the scheduler adds noise after the network has seen the state (Karras et al. 2022 add it before; for that
     see `distill_rt.core.samplers.euler.euler_churn`).
     """
-    require_steps(num_steps, options.integer("num_train_timesteps", 1000))
-    sigma_min, sigma_max = options.number("sigma_min", 0.002), options.number("sigma_max", 80.0)
-    rho = options.number("rho", 7.0)
-    network = EDMPreconditioning(sigma_data=options.number("sigma_data", 0.5))
+    require_steps(num_steps, options.count("num_train_timesteps", 1000))
+    sigma_min, sigma_max = options.positive("sigma_min", 0.002), options.positive("sigma_max", 80.0)
+    rho = options.positive("rho", 7.0)
+    network = EDMPreconditioning(sigma_data=options.positive("sigma_data", 0.5))
     schedule = options.choice("sigma_schedule", "karras", ("karras", "exponential"))
     sign = -1.0 if options.choice("prediction_type", "epsilon", ("epsilon", "v_prediction")) == "v_prediction" else 1.0
     final = options.choice("final_sigmas_type", "zero", ("zero", "sigma_min"))

@@ -91,7 +91,7 @@ def heun_from_scheduler(options: Options, num_steps: int) -> StepTable:
     """Options: ``timesteps`` (explicit, falling). A table has 2 * num_steps - 1 evaluations."""
     bar = read_alphas_bar(options, beta_start=0.00085, beta_end=0.012, rescalable=False)
     prediction = read_prediction(options)
-    clips, clip_range = options.flag("clip_sample", False), options.number("clip_sample_range", 1.0)
+    clips, clip_range = options.flag("clip_sample", False), options.positive("clip_sample_range", 1.0)
     explicit = options.argument_numbers("timesteps")
     sigmas, times, init = _grid(options, num_steps, table_sigmas(bar), explicit)
     options.finish()

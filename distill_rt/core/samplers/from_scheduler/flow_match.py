@@ -20,7 +20,7 @@ from distill_rt.core.table import Row, StepTable
 
 def flow_match_from_scheduler(options: Options, num_steps: int) -> StepTable:
     """Options: ``sigmas`` (explicit, before shifting, as pipelines pass them), ``mu`` (with use_dynamic_shifting)."""
-    num = options.integer("num_train_timesteps", 1000)
+    num = options.count("num_train_timesteps", 1000)
     stochastic = options.flag("stochastic_sampling", False)
     inverted = options.flag("invert_sigmas", False)
     sigmas = _sigmas(options, num_steps, num).astype(np.float32)
@@ -43,10 +43,10 @@ def flow_match_from_scheduler(options: Options, num_steps: int) -> StepTable:
 
 
 def _sigmas(options: Options, num_steps: int, num: int) -> NDArray[np.float64]:
-    shift = options.number("shift", 1.0)
+    shift = options.positive("shift", 1.0)
     dynamic = options.flag("use_dynamic_shifting", False)
     shift_kind = options.choice("time_shift_type", "exponential", ("exponential", "linear"))
-    terminal = options.optional_number("shift_terminal")
+    terminal = options.optional_positive("shift_terminal")
     kind = read_sigma_grid(options)
     explicit, mu = options.argument_numbers("sigmas"), options.argument("mu")
     if explicit is not None:

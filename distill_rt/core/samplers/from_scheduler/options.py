@@ -93,9 +93,23 @@ class Options:
             raise self._wrong(name, "a number", value)
         return float(value)
 
-    def optional_number(self, name: str) -> float | None:
-        """A number, or None where the key is absent or null."""
-        return None if self._get(name, None) is None else self.number(name, 0.0)
+    def positive(self, name: str, default: float) -> float:
+        """A finite number above zero."""
+        value = self.number(name, default)
+        if not 0.0 < value < math.inf:
+            raise self._wrong(name, "a positive number", value)
+        return value
+
+    def optional_positive(self, name: str) -> float | None:
+        """A finite number above zero, or None where the key is absent or null."""
+        return None if self._get(name, None) is None else self.positive(name, 0.0)
+
+    def count(self, name: str, default: int) -> int:
+        """An integer of at least 1."""
+        value = self.integer(name, default)
+        if value < 1:
+            raise self._wrong(name, "at least 1", value)
+        return value
 
     def integer(self, name: str, default: int) -> int:
         value = self._get(name, default)

@@ -31,7 +31,7 @@ def lcm_from_scheduler(options: Options, num_steps: int) -> StepTable:
     bar = read_alphas_bar(options, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     prediction = read_prediction(options)
     clipping = read_clipping(options, clip_default=False)
-    boundary = LCMBoundary(timestep_scaling=options.number("timestep_scaling", 10.0))
+    boundary = LCMBoundary(timestep_scaling=options.positive("timestep_scaling", 10.0))
     timesteps = _timesteps(options, num_steps, len(bar), all_timesteps_if_argument=False)
     options.without_effect("set_alpha_to_one", "steps_offset", "timestep_spacing")
     options.finish()
@@ -104,7 +104,7 @@ def _timesteps(
         all_timesteps_if_argument: TCD's scheduler spreads the steps over all training timesteps where the call (and not
             the configuration) names original_inference_steps.
     """
-    original = options.integer("original_inference_steps", 50)
+    original = options.count("original_inference_steps", 50)
     argument = options.argument("original_inference_steps")
     if argument is not None:
         original = int(argument)
