@@ -26,15 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="auto", help="what to compile for (default: the best of this machine)")
     parser.add_argument("--seed", type=int, default=0, help="of training and of the images (default: 0)")
     parser.add_argument("--num-samples", type=int, default=600, help="per sample set of the evaluation (default: 600)")
-    parser.add_argument(
-        "--teacher-steps", type=int, default=None, help="training steps of the teacher (default: recipe)"
-    )
+    parser.add_argument("--effort", type=float, default=1.0, help="share of the training steps (default: 1)")
     add_force(parser, "the demo that stands at --out")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     from distill_rt.cli.progress import progress_bar
     from distill_rt.core.directory import resource_errors
+    from distill_rt.core.errors import UsageError
+
+    if not 0 < args.effort <= 100:
+        raise UsageError(f"--effort must be above 0 and at most 100, got {args.effort}", code="setting-invalid")
 
     started = time.monotonic()
     paths = {name: args.out / name for name in ("teacher", "student", "digits.bundle", "digits.engine")}
@@ -75,6 +77,8 @@ def _walk(args: argparse.Namespace, paths: dict[str, Path], progress: Progress) 
     from distill_rt.cli.demo_grid import sample_rows
     from distill_rt.export import compile_bundle, export_student
     from distill_rt.training.evaluate import evaluate
+    from distill_rt.training.methods import Progressive
+    from distill_rt.training.recipes import RECIPES
     from distill_rt.training.run import distill, train
 
     stages: dict[str, float] = {}
@@ -83,12 +87,11 @@ def _walk(args: argparse.Namespace, paths: dict[str, Path], progress: Progress) 
         stages[name] = round(time.monotonic() - since, 1)
 
     t = time.monotonic()
-    settings = {} if args.teacher_steps is None else {"steps": str(args.teacher_steps)}
     teacher = train(
         "digits-teacher",
         paths["teacher"],
         seed=args.seed,
-        settings=settings,
+        settings=_scaled(RECIPES["digits-teacher"]().method, ("steps",), args.effort),
         progress=lambda phase, done, total, loss: progress("teacher", done, total, loss),
     )
     timed("train the teacher", t)
@@ -99,6 +102,7 @@ def _walk(args: argparse.Namespace, paths: dict[str, Path], progress: Progress) 
         paths["student"],
         steps=4,
         seed=args.seed,
+        settings=_scaled(Progressive(), ("guidance_iterations", "stage_iterations", "last_iterations"), args.effort),
         progress=lambda phase, done, total, loss: progress("student", done, total, loss),
     )
     timed("distil to 4 steps", t)
@@ -117,7 +121,7 @@ def _walk(args: argparse.Namespace, paths: dict[str, Path], progress: Progress) 
     timed("measure quality", t)
     t = time.monotonic()
     progress("latency", 0, 0)
-    latency = bench_engine(paths["digits.engine"])
+    latency = bench_engine(paths["digits.engine"]).to_json()
     timed("measure latency", t)
     return {
         "teacher": teacher,
@@ -129,6 +133,11 @@ def _walk(args: argparse.Namespace, paths: dict[str, Path], progress: Progress) 
         "curves": {name: _losses(paths[name]) for name in ("teacher", "student")},
         "engine": _engine(paths["digits.engine"]),
     }
+
+
+def _scaled(method: Any, names: tuple[str, ...], effort: float) -> dict[str, str]:
+    """Settings that shorten (or lengthen) a method's training."""
+    return {name: str(max(1, round(getattr(method, name) * effort))) for name in names}
 
 
 def _losses(directory: Path) -> list[list[float]]:
@@ -165,11 +174,12 @@ def _for_json(report: dict[str, Any]) -> dict[str, Any]:
 def _text(out: Path, paths: dict[str, Path], report: dict[str, Any]) -> str:
     row = report["quality"]["rows"][0]
     best = min(measured["c2st"] for measured in row["baselines"].values())
+    verdict = "passed" if row["passed"] else f"BELOW THE BAR: {', '.join(row['failures'])}"
+    median_ms = report["latency"]["runs"][0]["latency_ms"]["p50"]
     figures = {
         "quality": f"labels right {row['label_accuracy']:.1%} (teacher {row['floor']['label_accuracy']:.1%}); told from the "
-        f"teacher's images {row['c2st']:.1%} of the time (floor {row['floor']['c2st']:.1%}, best naive {best:.1%}): "
-        f"{'passed' if row['passed'] else 'BELOW THE BAR: ' + ', '.join(row['failures'])}",
-        "latency": f"{report['latency']['latency_ms']['p50']:.2f} ms for one image of 4 steps on {report['engine']['target']}",
+        f"teacher's images {row['c2st']:.1%} of the time (floor {row['floor']['c2st']:.1%}, best naive {best:.1%}): {verdict}",
+        "latency": f"{median_ms:.2f} ms for one image of 4 steps on {report['engine']['target']}",
         "time": f"{report['seconds']:.0f} s in all",
         "look at": f"{out / 'grid.png'} and {out / 'report.html'}",
     }

@@ -29,7 +29,8 @@ def write_html(path: Path, report: dict[str, Any], *, grid: Path) -> None:
     quality, latency, engine = report["quality"], report["latency"], report["engine"]
     row = quality["rows"][0]
     verdict = "passed" if row["passed"] else f"below the bar ({', '.join(row['failures'])})"
-    times = latency["latency_ms"]
+    single = latency["runs"][0]
+    times = single["latency_ms"]
     parts = [
         f"<!doctype html><meta charset=utf-8><title>distill-rt demo</title><style>{_STYLE}</style>",
         "<h1>distill-rt: a 4-step student of handwritten digits</h1>",
@@ -40,10 +41,11 @@ def write_html(path: Path, report: dict[str, Any], *, grid: Path) -> None:
         "they evaluate the network twice as often.</p>",
         _quality_table(row),
         "<h2>Latency</h2>",
-        f"<p>One image, {latency['steps']} steps, {html.escape(engine['target'])} {html.escape(engine['precision'])}: "
+        f"<p>One image, {single['steps']} steps, {html.escape(engine['target'])} {html.escape(engine['precision'])}: "
         f"median {times['p50']:.2f} ms, 90th percentile {times['p90']:.2f} ms, 99th {times['p99']:.2f} ms; "
-        f"{latency['images_per_s']:.0f} images per second.</p>",
-        _image(_latency_plot(latency), "latency"),
+        f"overhead beside the network calls {latency['overhead']['p50_ms']:.3f} ms.</p>",
+        _latency_table(latency["runs"]),
+        _image(_latency_plot(single), "latency"),
         "<h2>The gate</h2><p>Largest distance between the engine and the student over all golden outputs.</p>",
         _gate_table(engine["gate"]),
         "<h2>Training</h2>",
@@ -63,7 +65,8 @@ def _quality_table(row: dict[str, Any]) -> str:
 
 
 def _gate_table(gate: dict[str, Any]) -> str:
-    rows = {"bar": gate["bar"], **gate["components"], **gate["trajectories"]}
+    rows = {**gate["components"], "bar of components": gate["component_bar"], **gate["trajectories"]}
+    rows["bar of trajectories"] = gate["trajectory_bar"]
     body = [(n, f"{d['relative_l2']:.2e}", f"{d['psnr_db']:.1f}", f"{d['cosine']:.7f}") for n, d in rows.items()]
     return _table(("", "relative L2", "PSNR dB", "cosine"), body)
 
@@ -87,10 +90,20 @@ def _loss_plot(curves: dict[str, list[list[float]]]) -> bytes:
     return _png(figure)
 
 
-def _latency_plot(latency: dict[str, Any]) -> bytes:
+def _latency_table(runs: list[dict[str, Any]]) -> str:
+    head = ("images", "p50 ms", "p90 ms", "p99 ms", "images per second")
+    columns = ("p50", "p90", "p99")
+    body = [
+        (str(run["num_images"]), *(f"{run['latency_ms'][c]:.2f}" for c in columns), f"{run['images_per_s']:.0f}")
+        for run in runs
+    ]
+    return _table(head, body)
+
+
+def _latency_plot(run: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
-    stages = {name: stage["p50"] for name, stage in latency["stages_ms"].items()}
+    stages = {name: stage["p50"] for name, stage in run["stages_ms"].items()}
     figure = Figure(figsize=(10, 1.8), dpi=100, layout="constrained")
     axis: Any = figure.subplots()
     left = 0.0
