@@ -301,24 +301,26 @@ def test_lcm_student_in_general_notation() -> None:
     np.testing.assert_allclose(table.rows[1].folded(), expected, rtol=1e-12)
 
 
-def test_churn_adds_noise_before_the_network() -> None:
-    """Karras et al. 2022, algorithm 2, first order part, as a plain loop."""
-    process = EDM()
-    sigmas = (5.0, 2.0, 0.5)
+@every_process
+def test_churn_adds_noise_before_the_network(process: NoiseProcess) -> None:
+    """Karras et al. 2022, algorithm 2, first order part, as a plain loop over y = x / alpha and sigma / alpha."""
+    sigmas = (1.5, 0.9, 0.3)
     times = tuple(float(process.t_from_sigma_ratio(sigma)) for sigma in sigmas)
-    network = gaussian_network(process, PREDICTIONS[3])
-    table = euler_churn(process, PREDICTIONS[3], times, s_churn=0.6, s_tmin=1.0, s_noise=1.01)
+    network = Parameterization(prediction=Prediction.V)
+    table = euler_churn(process, network, times, s_churn=0.6, s_tmin=0.5, s_noise=1.01)
     assert [row.net_id == NO_NETWORK for row in table.rows] == [True, False, True, False, False]
-    x, stream = sigmas[0] * Z, 1
+    y, stream = table.init_scale * Z / process.alpha(times[0]), 1
     for sigma, following in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
         raised = sigma
-        if sigma >= 1.0:
+        if sigma >= 0.5:
             raised = sigma * 1.2
-            x = x + 1.01 * math.sqrt(raised**2 - sigma**2) * unit_noise(stream)
-        x0 = exact_x0(process, x, 0.25 * math.log(raised))
-        x = x + (following - raised) * (x - x0) / raised
+            y = y + 1.01 * math.sqrt(raised**2 - sigma**2) * unit_noise(stream)
+        t = float(process.t_from_sigma_ratio(raised))
+        x0 = exact_x0(process, y * process.alpha(t), float(process.model_time(t)))
+        y = y + (following - raised) * (y - x0) / raised
         stream += 2
-    np.testing.assert_allclose(run_table(table, Z, network, unit_noise), x, rtol=1e-9)
+    result = run_table(table, Z, gaussian_network(process, network), unit_noise)
+    np.testing.assert_allclose(result, y, rtol=1e-8)
 
 
 def test_churn_beyond_the_process_is_refused() -> None:
