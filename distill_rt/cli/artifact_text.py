@@ -64,10 +64,12 @@ def describe_bundle(directory: Path) -> Outcome:
 def describe_engine(directory: Path) -> Outcome:
     manifest = read_manifest(directory, "engine")
     body = decode_body(manifest, EngineBody, directory)
+    left_out = body.options.get("left_out_batches")
     about = {
         "target": body.target,
         "precision": body.precision,
         "images per call": ", ".join(map(str, body.batches)),
+        "left out": f"{', '.join(map(str, left_out))} (not the bits of a single image)" if left_out else None,
         "fingerprint": body.fingerprint,
         "bundle": body.bundle_digest,
         "built in": f"{body.build_seconds:.1f} s",

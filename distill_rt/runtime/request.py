@@ -66,7 +66,7 @@ class Request:
             object.__setattr__(self, "guidance", _number("guidance", self.guidance))
         if self.latents is not None and (not isinstance(self.latents, np.ndarray) or self.latents.ndim != 4):
             raise UsageError(
-                f"latents must be an array (B, C, H, W), got {self.latents!r:.40}",
+                f"latents must be an array (B, C, H, W), got {_describe(self.latents)}",
                 code="latents-shape",
                 hint="give unit normal noise, one (C, H, W) per image",
             )
@@ -182,7 +182,7 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> int:
 
 
 def _word(name: str) -> str:
-    return name.removeprefix("the number of ").replace("_", "-")
+    return name.removeprefix("the number of ").removeprefix("a ").replace("_", "-")
 
 
 def _number(name: str, value: Any) -> float:
@@ -209,9 +209,13 @@ def _check_latents(latents: NDArray[Any], num_images: int, sample_shape: tuple[i
     expected = (num_images, *sample_shape)
     if latents.dtype != np.float32 or latents.shape != expected:
         raise UsageError(
-            f"latents must be a float32 array of shape {expected}, got {latents.dtype} {latents.shape}",
+            f"latents must be a float32 array of shape {expected}, got {_describe(latents)}",
             code="latents-shape",
             hint="give unit normal noise, one (C, H, W) per image",
         )
     if not np.isfinite(latents).all():
         raise UsageError("latents hold infinities or NaN", code="latents-not-finite", hint="give unit normal noise")
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
