@@ -104,14 +104,14 @@ def _latency_plot(run: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     stages = {name: stage["p50"] for name, stage in run["stages_ms"].items()}
-    figure = Figure(figsize=(10, 1.8), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10, 2.0), dpi=100, layout="constrained")
     axis: Any = figure.subplots()
     left = 0.0
     for name, value in stages.items():
         axis.barh([0], [value], left=left, label=f"{name} {value:.3f} ms")
         left += value
     axis.set(yticks=[], xlabel="median ms of one request, by stage")
-    axis.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.5))
+    figure.legend(ncols=6, fontsize=8, loc="outside upper center")
     return _png(figure)
 
 
