@@ -239,8 +239,8 @@ def run_table(
     Returns:
         The sample, shape of z.
     """
-    cast = np.dtype(dtype).type
-    x = cast(table.init_scale) * np.asarray(z, dtype)
+    cast: Callable[[float], Any] = np.dtype(dtype).type
+    x: Array = cast(table.init_scale) * np.asarray(z, dtype)
     anchor: Array = np.zeros_like(x)
     history: list[Array] = [np.zeros_like(x)] * 3
     for i, row in enumerate(table.rows):

@@ -34,7 +34,8 @@ def gaussian_fit(bench: QualityBench) -> Tensor:
     generator = torch.Generator().manual_seed(bench.seed + 1)
     covariance = torch.cov(x.T) + 1e-9 * torch.eye(x.shape[1], dtype=x.dtype)
     noise = torch.randn(len(x), x.shape[1], generator=generator, dtype=x.dtype)
-    return (x.mean(0) + noise @ torch.linalg.cholesky(covariance).T).float().reshape(bench.fresh.shape)
+    samples: Tensor = x.mean(0) + noise @ torch.linalg.cholesky(covariance).T
+    return samples.float().reshape(bench.fresh.shape)
 
 
 def untrained(bench: QualityBench, student: Student, num_steps: int) -> Tensor:
