@@ -206,14 +206,14 @@ class Network(Protocol):
 
 def predict_x0(row: Row, x: Array, F: Array) -> Array:
     """x0 of one row: ``p*x + q*F``, then clip or dynamic threshold. Shapes (B, ...)."""
-    x0 = x.dtype.type(row.p) * x + x.dtype.type(row.q) * F
+    x0: Array = x.dtype.type(row.p) * x + x.dtype.type(row.q) * F
     if row.clip is not None:
-        return np.clip(x0, -row.clip, row.clip)
-    if row.threshold_ratio is not None:
+        x0 = np.clip(x0, -row.clip, row.clip)
+    elif row.threshold_ratio is not None:
         flat = np.abs(x0.reshape(len(x0), -1))
         bound = np.clip(np.quantile(flat, row.threshold_ratio, axis=1), 1.0, row.threshold_max).astype(x0.dtype)
         bound = bound.reshape(-1, *([1] * (x0.ndim - 1)))
-        return np.clip(x0, -bound, bound) / bound
+        x0 = np.clip(x0, -bound, bound) / bound
     return x0
 
 
