@@ -55,7 +55,7 @@ def make_spec(guidance: GuidanceMode = "embedded", num_networks: int = 1) -> Stu
 
 def _spread(table: StepTable, num_networks: int) -> StepTable:
     rows = (dataclasses.replace(row, net_id=i % num_networks) for i, row in enumerate(table.rows))
-    return dataclasses.replace(table, rows=tuple(rows))
+    return dataclasses.replace(table, rows=tuple(rows)).as_float32()  # as it is read from a file
 
 
 def make_model(spec: StudentSpec, seed: int = 0) -> onnx.ModelProto:
