@@ -75,7 +75,7 @@ def export_student(
         progress("exporting graphs", len(loaded.networks), len(loaded.networks))
 
         def networks(net_id: int, inputs: Mapping[str, Array]) -> Array:
-            return evaluate(loaded.networks[net_id], inputs)
+            return evaluate(loaded.networks[net_id], spec.network_inputs(), inputs)
 
         save_golden(directory / GOLDEN_FILE, make_golden(spec, networks, progress))
         body = BundleBody(

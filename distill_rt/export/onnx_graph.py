@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,16 @@ def check_finite(network: torch.nn.Module, name: str) -> None:
             )
 
 
-def evaluate(network: torch.nn.Module, inputs: Mapping[str, Array]) -> Array:
-    """The network on NumPy arrays, in float32 on the CPU; inputs in the order of the contract."""
+def evaluate(network: torch.nn.Module, tensors: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> Array:
+    """The network on NumPy arrays, in float32 on the CPU.
+
+    Args:
+        tensors: `StudentSpec.network_inputs`; their order is that of the network's arguments.
+        inputs: by name.
+    """
+    arguments = (torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in tensors)
     with torch.inference_mode():
-        output: Array = network(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values())).numpy()
+        output: Array = network(*arguments).numpy()
     return output
 
 
@@ -219,7 +225,7 @@ def _check(path: Path, network: torch.nn.Module, component: Component) -> None:
     for batch in CHECKED_BATCHES:
         inputs = example_inputs(component.inputs, batch)
         (got,) = session.run(None, inputs)
-        want = evaluate(network, inputs)
+        want = evaluate(network, component.inputs, inputs)
         # A network whose last layer is still zero answers zero exactly; then any difference is wrong.
         distance = float(np.linalg.norm(got - want) / (np.linalg.norm(want) or 1.0))
         if not distance <= EXPORT_BAR:  # NaN fails too
