@@ -1,15 +1,18 @@
 """Strict JSON for dataclasses: what a manifest holds is exactly what its dataclass declares.
 
-Unknown keys, missing keys and wrong types are refused with the path of the value at fault. Types that know how to write
-themselves (`StepTable`, noise processes) bring `to_json` and `from_json`.
+Unknown keys, missing keys, wrong types and numbers that are not finite are refused with the path of the value at fault.
+Types that know how to write themselves (`StepTable`, noise processes) bring `to_json` and `from_json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
+
+from distill_rt.core.errors import ArtifactError
 
 T = TypeVar("T")
 
@@ -48,7 +51,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(kind)
         if data not in choices or isinstance(data, bool) != any(isinstance(c, bool) for c in choices):
-            raise CodecError(f"{where} must be one of {', '.join(map(str, choices))}, got {data!r}")
+            raise CodecError(f"{where} must be one of {', '.join(map(str, choices))}, got {data!r:.80}")
         return data
     if origin in (Union, types.UnionType):
         if data is None and type(None) in typing.get_args(kind):
@@ -60,14 +63,33 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is dict:
         return _decode_dict(typing.get_args(kind), data, where)
     if hasattr(kind, "from_json"):
-        return kind.from_json(_expect(dict, data, where))
+        return _decode_by_itself(kind, _expect(dict, data, where), where)
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
     if kind is float:
-        if isinstance(data, bool) or not isinstance(data, int | float):
-            raise CodecError(f"{where} must be a number, got {data!r}")
-        return float(data)
+        return _decode_float(data, where)
     return _expect(kind, data, where)
+
+
+def _decode_float(data: Any, where: str) -> float:
+    if isinstance(data, bool) or not isinstance(data, int | float):
+        raise CodecError(f"{where} must be a number, got {data!r:.80}")
+    try:
+        value = float(data)
+    except OverflowError:  # an integer beyond float64
+        value = math.inf
+    if not math.isfinite(value):
+        raise CodecError(f"{where} must be a finite number, got {value}")
+    return value
+
+
+def _decode_by_itself(kind: Any, data: dict[str, Any], where: str) -> Any:
+    try:
+        return kind.from_json(data)
+    except ArtifactError as error:
+        raise CodecError(f"{where}: {error.message}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CodecError(f"{where}: {error}") from error
 
 
 def _expect(kind: type, data: Any, where: str) -> Any:
@@ -90,9 +112,9 @@ def _decode_dict(args: tuple[Any, ...], data: Any, where: str) -> dict[Any, Any]
     key_kind, item_kind = args
     result = {}
     for key, item in _expect(dict, data, where).items():
-        if key_kind is int and not key.isdecimal():
-            raise CodecError(f"{where}: keys must be integers, got {key!r}")
-        result[key_kind(key)] = _decode(item_kind, item, f"{where}.{key}")
+        if key_kind is int and not (key.isdecimal() and len(key) < 20 and str(int(key)) == key):
+            raise CodecError(f"{where}: keys must be integers, got {key!r:.80}")
+        result[key_kind(key)] = _decode(item_kind, item, f"{where}.{key if key.isprintable() else repr(key)}")
     return result
 
 
@@ -101,7 +123,7 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise CodecError(f"{where} has unknown keys: {', '.join(unknown)}")
+        raise CodecError(f"{where} has unknown keys: {', '.join(map(repr, unknown))}")
     required = {
         name
         for name, field in fields.items()
@@ -114,7 +136,5 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     decoded = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in values.items()}
     try:
         return kind(**decoded)
-    except CodecError:
-        raise
     except ValueError as error:
         raise CodecError(f"{where}: {error}") from error

@@ -1,7 +1,8 @@
 """Directories that appear whole or not at all.
 
 An artifact is written beside its final name, synced, its manifest last, and renamed into place. A reader sees the old
-directory or the new one, never a mixture, and a failed or interrupted writer leaves nothing behind.
+directory or the new one, never a mixture, and a failed or interrupted writer leaves nothing behind. What a killed writer
+(SIGKILL, power cut) left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,44 +21,83 @@ from distill_rt.core.errors import DistillError, ResourceError, UsageError
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_ABANDONED_AFTER_S = 10.0
+"""Between creating its directory and locking it a writer needs microseconds."""
+
+_FULL = ("disk-full", "free some space, or choose another place")
+_PERMISSIONS = ("not-writable", "check the permissions, or choose another place")
+_REASONS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: ("disk-full", "your quota is used up: free some space, or choose another place"),
+    errno.EFBIG: ("disk-full", "the file is larger than the system allows (ulimit -f): raise the limit"),
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: ("not-writable", "the file system is read-only: choose another place"),
+    errno.ENOTDIR: ("not-writable", "a part of the path is a file: choose another place"),
+    errno.ELOOP: ("not-writable", "a part of the path is a link to itself: choose another place"),
+    errno.ENAMETOOLONG: ("not-writable", "the name is too long: choose another one"),
+    errno.EBUSY: ("not-writable", "another file system is mounted there: choose another place"),
+    errno.EIO: ("disk-failure", "the disk reports an error: choose another place"),
+}
 
 
 @contextlib.contextmanager
-def publish(final: Path, *, force: bool) -> Iterator[Path]:
+def publish(final: Path, *, force: bool, ours: str | None = None) -> Iterator[Path]:
     """Yield a fresh directory beside `final`; rename it to `final` if the block ends without an exception.
 
     Args:
         final: where the artifact shall stand.
         force: replace what stands there now; otherwise an existing path is refused.
+        ours: see `refuse_existing`.
 
     Raises:
-        UsageError: `final` exists and `force` is false (before any work is done).
+        UsageError: `final` may not be written (before any work is done).
         ResourceError: the disk is full, read-only or not writable.
     """
-    refuse_existing(final, force=force)
-    with resource_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-        partial.mkdir()
-        try:
-            yield partial
-            _sync_tree(partial)
-            _replace(partial, final, force=force)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    refuse_existing(final, force=force, ours=ours)
+    with resource_errors(final), _partial_directory(final) as partial:
+        yield partial
+        _sync_tree(partial)
+        _replace(partial, final, force=force)
+        _sync(final.parent)
 
 
-def refuse_existing(final: Path, *, force: bool) -> None:
-    """Raise `UsageError` if `final` exists and may not be replaced."""
-    if force and (final.is_symlink() or (final.exists() and not final.is_dir())):
+def check_writable(final: Path) -> None:
+    """Raise `ResourceError` now if a later `publish` to `final` could not even create its directory."""
+    with resource_errors(final), _partial_directory(final):
+        pass
+
+
+def refuse_existing(final: Path, *, force: bool, ours: str | None = None) -> None:
+    """Raise `UsageError` if `final` exists and may not be replaced.
+
+    Args:
+        ours: name of the manifest that a directory of ours holds; with `force`, a directory that holds other files and no
+            such manifest is refused too, because replacing it would delete what is not ours.
+    """
+    if final.name in ("", ".."):
         raise UsageError(
-            f"{final} is a file or a link, not a directory of ours",
+            f"{str(final)!r} is no name for a new directory", code="output-not-a-directory", hint="choose another --out"
+        )
+    with resource_errors(final):
+        exists, is_link = final.exists() or final.is_symlink(), final.is_symlink()
+        is_directory = final.is_dir() and not is_link
+        foreign = ours is not None and is_directory and not (final / ours).exists() and any(final.iterdir())
+    if exists and not force:
+        raise UsageError(
+            f"{final} exists already", code="output-exists", hint="choose another --out, or pass --force to replace it"
+        )
+    if exists and not is_directory:
+        raise UsageError(
+            f"{final} is a {'link' if is_link else 'file'}, not a directory of ours",
             code="output-not-a-directory",
             hint="choose another --out",
         )
-    if not force and (final.exists() or final.is_symlink()):
+    if foreign:
         raise UsageError(
-            f"{final} exists already", code="output-exists", hint="choose another --out, or pass --force to replace it"
+            f"{final} holds files that are not ours (there is no {ours})",
+            code="output-not-ours",
+            hint="choose another --out, or remove it yourself",
         )
 
 
@@ -68,17 +109,10 @@ def resource_errors(path: Path) -> Iterator[None]:
     except DistillError:
         raise
     except OSError as error:
-        what = {
-            errno.ENOSPC: ("disk-full", "free some space, or choose another place"),
-            errno.EDQUOT: ("disk-full", "your quota is used up: free some space, or choose another place"),
-            errno.EACCES: ("not-writable", "check the permissions, or choose another place"),
-            errno.EPERM: ("not-writable", "check the permissions, or choose another place"),
-            errno.EROFS: ("not-writable", "the file system is read-only: choose another place"),
-            errno.ENOTDIR: ("not-writable", "a part of the path is a file: choose another place"),
-        }.get(error.errno or 0)
-        if what is None:
+        if error.errno not in _REASONS:
             raise
-        raise ResourceError(f"cannot write {path}: {error.strerror}", code=what[0], hint=what[1]) from error
+        code, hint = _REASONS[error.errno]
+        raise ResourceError(f"cannot write {path}: {error.strerror}", code=code, hint=hint) from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -89,33 +123,104 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _partial_directory(final: Path) -> Iterator[Path]:
+    """A new locked directory beside `final`; gone at the end unless it was renamed, with the parents made for it."""
+    missing = [parent for parent in final.parents if not parent.exists()]
+    partial = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    done = False
+    with contextlib.ExitStack() as stack:
+        try:
+            try:
+                final.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+            _discard_abandoned(final)
+            partial.mkdir()
+            stack.enter_context(_locked(partial))
+            yield partial
+            done = final.exists()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # after an exchange, this is what stood at `final`
+            for parent in [] if done else missing:
+                with contextlib.suppress(OSError):  # not empty: somebody else uses it
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the directory's advisory lock until the end, or the death, of this process; False if another one holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: leftovers of killed writers stay
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError:  # held by its writer, or a file system without locks
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _discard_abandoned(final: Path) -> None:
+    """Remove what killed writers of the same `final` left: their directories are older than a moment and not locked."""
+    for path in final.parent.iterdir():
+        if path.name.startswith(f".{final.name}.") and path.name.endswith((".partial", ".old")):
+            with contextlib.suppress(OSError):  # another writer is clearing up, too
+                old = time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
+                with _locked(path) as locked:
+                    if old and locked:
+                        shutil.rmtree(path, ignore_errors=True)
+
+
 def _sync_tree(directory: Path) -> None:
     for root, _, names in os.walk(directory):
         for name in [*names, "."]:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(Path(root, name))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(partial: Path, final: Path, *, force: bool) -> None:
     refuse_existing(final, force=force)
-    if final.exists() and _exchange(partial, final):
+    if force and _exchange(partial, final):
         return  # what stood at `final` now bears the partial name; the caller's clean-up removes it
-    if final.exists():
-        aside = partial.with_suffix(".old")
-        os.rename(final, aside)
+    try:
         os.rename(partial, final)
-        shutil.rmtree(aside, ignore_errors=True)
-        return
-    os.rename(partial, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        refuse_existing(final, force=force)  # another writer was faster
+        _step_aside(partial, final)
+
+
+def _step_aside(partial: Path, final: Path) -> None:
+    """Replace a directory where the system cannot exchange two: for a moment `final` does not exist."""
+    aside = partial.with_suffix(".old")
+    os.rename(final, aside)
+    try:
+        os.rename(partial, final)
+    except OSError:
+        os.rename(aside, final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two directories atomically (Linux renameat2); False where the system cannot."""
+    """Swap two directories atomically (Linux renameat2); False where the system cannot, or `b` does not exist."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no process-wide library
         return False
     return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)

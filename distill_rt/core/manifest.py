@@ -1,14 +1,16 @@
 """Manifests: a versioned JSON file that names every file of its directory with size and sha256.
 
-The manifest is the directory's identity: what is not listed is not read, what is listed must match. Paths are relative,
-regular files beneath the directory; links and ``..`` are refused.
+The manifest is the directory's identity: what is not listed is not read, what is listed must match, and its own digest
+covers the rest of it. Paths are relative, regular files beneath the directory; links and ``..`` are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -38,7 +40,8 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
-        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or str(path) != self.path:
+        plain = str(path) == self.path and self.path.isprintable() and "\\" not in self.path
+        if not path.parts or path.is_absolute() or ".." in path.parts or not plain:
             raise ValueError(f"path {self.path!r} is not a plain relative path beneath the directory")
         if self.size < 0 or len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ValueError(f"file {self.path!r} has a size or sha256 that is none")
@@ -51,6 +54,12 @@ class Manifest:
     kind: Kind
     files: tuple[FileEntry, ...]
     body: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        paths = [entry.path for entry in self.files]
+        if len(set(paths)) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise ValueError(f"file {twice!r} is listed twice")
 
     @property
     def digest(self) -> str:
@@ -79,6 +88,7 @@ def write_manifest(directory: Path, kind: Kind, body: dict[str, Any]) -> Manifes
         "format_version": FORMAT_VERSION,
         "files": codec.to_json(manifest.files),
         "body": body,
+        "digest": manifest.digest,
     }
     write_file(directory / f"{kind}.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return manifest
@@ -90,15 +100,18 @@ def kind_of(directory: Path) -> Kind:
     Raises:
         ArtifactError: it does not exist or is none of the three.
     """
-    if not directory.is_dir():
+    hint = "give the directory of a student, a bundle or an engine"
+    try:
+        if not directory.is_dir():
+            what = "is not a directory" if directory.exists() else "does not exist"
+            raise ArtifactError(f"{directory} {what}", code="artifact-missing", hint=hint)
+        for kind in KINDS:
+            if (directory / f"{kind}.json").is_file():
+                return kind
+    except OSError as error:  # a directory that may not be searched, a name that is too long
         raise ArtifactError(
-            f"{directory} is not a directory" if directory.exists() else f"{directory} does not exist",
-            code="artifact-missing",
-            hint="give the directory of a student, a bundle or an engine",
-        )
-    for kind in KINDS:
-        if (directory / f"{kind}.json").is_file():
-            return kind
+            f"{directory} cannot be read: {error.strerror}", code="artifact-missing", hint=hint
+        ) from error
     raise ArtifactError(
         f"{directory} is neither a student nor a bundle nor an engine (no {', '.join(k + '.json' for k in KINDS)})",
         code="artifact-foreign",
@@ -120,45 +133,54 @@ def read_manifest(directory: Path, kind: Kind) -> Manifest:
             hint=f"give the {kind}",
         )
     path = directory / f"{kind}.json"
-    try:
-        data = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, kind, f"is not valid JSON: {error}") from error
-    except OSError as error:
-        raise _damaged(path, kind, f"cannot be read: {error.strerror}") from error
+    data = _read_json(path, kind)
     if not isinstance(data, dict) or data.get("format") != f"distill-rt/{kind}":
+        written = data.get("format") if isinstance(data, dict) else data
         raise ArtifactError(
-            f"{path} was not written by distill-rt (format {data.get('format') if isinstance(data, dict) else data!r:.40})",
+            f"{path} was not written by distill-rt (format {written!r:.40})",
             code="artifact-foreign",
             hint=f"give the directory of a {kind}",
         )
     version = data.get("format_version")
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
         raise ArtifactError(
-            f"{path} has format version {version}; this distill-rt reads version {FORMAT_VERSION}",
+            f"{path} has format version {version!r:.40}; this distill-rt reads version {FORMAT_VERSION}",
             code="artifact-version",
             hint="upgrade distill-rt" if newer else REMAKE[kind],
         )
     try:
-        unknown = set(data) - {"format", "format_version", "files", "body"}
+        unknown = set(data) - {"format", "format_version", "files", "body", "digest"}
         if unknown:
-            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
-        return codec.from_json(
-            Manifest, {"kind": kind, "files": data.get("files"), "body": data.get("body")}, f"{kind}.json"
-        )
-    except ValueError as error:
-        raise _damaged(path, kind, str(error)) from error
+            raise ValueError(f"unknown keys: {', '.join(map(repr, sorted(unknown)))}")
+        content = {"kind": kind, "files": data.get("files"), "body": data.get("body")}
+        manifest = codec.from_json(Manifest, content, "the manifest")
+        intact = data.get("digest") == manifest.digest
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, kind, f"is damaged: {error}") from error
+    if not intact:
+        raise _damaged(path, kind, "has changed since it was written (its digest differs)")
+    return manifest
+
+
+def _read_json(path: Path, kind: Kind) -> Any:
+    if path.is_symlink():
+        raise _damaged(path, kind, "is a link; artifacts hold regular files only")
+    with _readable(path, kind):
+        data = path.read_bytes()
+    try:
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, kind, f"is not valid JSON: {error}") from error
 
 
 def decode_body(manifest: Manifest, kind: type[codec.T], directory: Path) -> codec.T:
     """The manifest's body as its dataclass, or one `ArtifactError`."""
     try:
-        return codec.from_json(kind, manifest.body, f"{manifest.kind}.json")
-    except ArtifactError:
-        raise
-    except ValueError as error:
-        raise _damaged(directory / f"{manifest.kind}.json", manifest.kind, str(error)) from error
+        return codec.from_json(kind, manifest.body, "body")
+    except codec.CodecError as error:
+        path = directory / f"{manifest.kind}.json"
+        raise _damaged(path, manifest.kind, f"was edited or written by another version: {error}") from error
 
 
 def verify_files(directory: Path, manifest: Manifest) -> None:
@@ -170,15 +192,16 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     root = directory.resolve()
     for entry in manifest.files:
         path = directory / entry.path
-        if any((root / part).is_symlink() for part in _prefixes(entry.path)):
-            raise _damaged(path, manifest.kind, "is a link; artifacts hold regular files only")
-        if not path.is_file():
-            raise _damaged(path, manifest.kind, "is missing")
-        size = path.stat().st_size
-        if size != entry.size:
-            raise _damaged(path, manifest.kind, f"has {size} bytes, the manifest says {entry.size}")
-        if sha256_of(path) != entry.sha256:
-            raise _damaged(path, manifest.kind, "has changed since it was written (sha256 differs)")
+        with _readable(path, manifest.kind):
+            if any((root / part).is_symlink() for part in _prefixes(entry.path)):
+                raise _damaged(path, manifest.kind, "is a link; artifacts hold regular files only")
+            if not path.is_file():
+                raise _damaged(path, manifest.kind, "is no regular file" if path.exists() else "is missing")
+            size = path.stat().st_size
+            if size != entry.size:
+                raise _damaged(path, manifest.kind, f"has {size} bytes, the manifest says {entry.size}")
+            if sha256_of(path) != entry.sha256:
+                raise _damaged(path, manifest.kind, "has changed since it was written (sha256 differs)")
 
 
 def _prefixes(path: str) -> list[str]:
@@ -186,8 +209,27 @@ def _prefixes(path: str) -> list[str]:
     return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
+@contextlib.contextmanager
+def _readable(path: Path, kind: Kind) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}",
+            code="artifact-unreadable",
+            hint=f"check its permissions and its disk; if it is lost, {REMAKE[kind]}",
+        ) from error
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.40} is out of range")
+    return value
 
 
 def _damaged(path: Path, kind: Kind, what: str) -> ArtifactError:

@@ -7,6 +7,10 @@ It travels with the weights and is checked at every stage; a request that breaks
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,13 +19,15 @@ from distill_rt.core.prediction import Parameterization
 from distill_rt.core.process import NoiseProcess
 from distill_rt.core.table import StepTable
 
+Dtype = Literal["float32", "float16", "bfloat16", "int64", "uint8"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """Name, dtype and dimensions of one tensor; the symbol ``"B"`` is the number of images."""
 
     name: str
-    dtype: Literal["float32", "float16", "bfloat16", "int64", "uint8"]
+    dtype: Dtype
     shape: tuple[int | str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -31,7 +37,14 @@ class TensorSpec:
     def from_json(cls, data: dict[str, Any]) -> TensorSpec:
         if set(data) != {"name", "dtype", "shape"}:
             raise ValueError(f"a tensor has name, dtype and shape, got {sorted(data)}")
-        return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
+        name, dtype, shape = data["name"], data["dtype"], data["shape"]
+        if not isinstance(name, str) or dtype not in typing.get_args(Dtype):
+            raise ValueError(
+                f"a tensor has a name and one of the types {', '.join(typing.get_args(Dtype))}, got {data}"
+            )
+        if not isinstance(shape, list) or not all(type(dim) is int or isinstance(dim, str) for dim in shape):
+            raise ValueError(f"the shape of tensor {name!r} must be integers and symbols, got {shape!r}")
+        return cls(name=name, dtype=dtype, shape=tuple(shape))
 
     def concrete(self, num_images: int) -> tuple[int, ...]:
         """The shape for a number of images."""
@@ -53,8 +66,10 @@ class Condition:
     null_label: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.kind == "label") != (self.num_classes > 0):
+        if (self.kind == "label") != (self.num_classes > 0) or self.num_classes < 0:
             raise ValueError(f"a {self.kind} condition cannot have {self.num_classes} classes")
+        if self.null_label is not None and (self.kind == "none" or self.null_label < 0):
+            raise ValueError(f"a {self.kind} condition cannot have the null label {self.null_label}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +93,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.min) and math.isfinite(self.max) and self.min <= self.default <= self.max):
             raise ValueError(f"guidance needs min <= default <= max, got {self.min}, {self.default}, {self.max}")
+        if not 0.0 <= self.rescale <= 1.0 or (self.rescale and self.mode != "cfg"):
+            raise ValueError(f"guidance rescale is in [0, 1] and for cfg only, got {self.rescale} for {self.mode}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +135,8 @@ class StudentSpec:
     def __post_init__(self) -> None:
         if not self.plans:
             raise ValueError("a student needs at least one plan")
+        if any(steps < 1 for steps in self.plans):
+            raise ValueError(f"plans are for 1 step or more, got {sorted(self.plans)}")
         if self.default_steps not in self.plans:
             raise ValueError(f"default_steps {self.default_steps} is not among the plans {sorted(self.plans)}")
         if any(dim < 1 for dim in self.sample_shape):
@@ -157,67 +176,106 @@ class StudentSpec:
     # -- what a request may ask for ---------------------------------------------------------------------------------
 
     def check_steps(self, steps: int | None) -> int:
+        """The number of steps to run; None is the contract's default."""
         if steps is None:
             return self.default_steps
-        if steps not in self.plans:
+        whole = _whole(steps)
+        if whole not in self.plans:
             raise UsageError(
-                f"steps={steps} is outside of the contract of {self.name!r}: it was distilled for "
+                f"steps={steps!r:.80} is outside of the contract of {self.name!r}: it was distilled for "
                 f"{_either(self.steps)} steps",
                 code="steps-not-in-contract",
-                hint=f"use steps={self.default_steps}, or distil a student for {steps} steps",
+                hint=f"use steps={self.default_steps}, or distil a student for the steps you need",
                 details={"allowed": list(self.steps)},
             )
-        return steps
+        assert whole is not None
+        return whole
 
     def check_guidance(self, guidance: float | None) -> float:
+        """The guidance scale w to run with; None is the contract's default."""
         allowed = self.guidance
         if guidance is None:
             return allowed.default
         if allowed.mode == "none":
             raise UsageError(
-                f"guidance={guidance} was given, but {self.name!r} takes none",
+                f"guidance={guidance!r:.80} was given, but {self.name!r} takes none",
                 code="guidance-not-in-contract",
                 hint="leave guidance out",
             )
-        if not (allowed.min <= guidance <= allowed.max):  # NaN fails too
+        w = _number(guidance)
+        if not allowed.min <= w <= allowed.max:  # NaN fails too
             raise UsageError(
-                f"guidance={guidance} is outside of the contract of {self.name!r}: {allowed.min:g} to {allowed.max:g}",
+                f"guidance={guidance!r:.80} is outside of the contract of {self.name!r}: {allowed.min:g} to {allowed.max:g}",
                 code="guidance-not-in-contract",
                 hint=f"choose a value in that range; {allowed.default:g} is the default",
                 details={"min": allowed.min, "max": allowed.max},
             )
-        return float(guidance)
+        return w
 
-    def check_labels(self, labels: list[int] | None, num_images: int) -> list[int] | None:
+    def check_labels(self, labels: Sequence[int] | None, num_images: int) -> list[int] | None:
         """One label per image, or None for a model that takes none. One label stands for all images."""
+        given = [] if labels is None else _items(labels)
         if self.condition.kind == "none":
-            if labels:
+            if given:
                 raise UsageError(
                     f"labels were given, but {self.name!r} takes no condition",
                     code="condition-not-in-contract",
                     hint="leave the labels out",
                 )
             return None
-        if not labels:
+        top = self.condition.num_classes - 1
+        if not given:
             raise UsageError(
-                f"{self.name!r} needs a label, 0 to {self.condition.num_classes - 1}",
+                f"{self.name!r} needs a label, 0 to {top}",
                 code="label-missing",
                 hint="pass labels=[...] (command line: --label)",
+                details={"min": 0, "max": top},
             )
-        for label in labels:
-            if isinstance(label, bool) or label != int(label) or not 0 <= label < self.condition.num_classes:
+        wholes: list[int] = []
+        for label in given:
+            whole = _whole(label)
+            if whole is None or not 0 <= whole <= top:
                 raise UsageError(
-                    f"label {label} is outside of the contract of {self.name!r}: 0 to {self.condition.num_classes - 1}",
+                    f"label {label!r:.80} is outside of the contract of {self.name!r}: 0 to {top}",
                     code="label-not-in-contract",
                     hint="choose one of these",
+                    details={"min": 0, "max": top},
                 )
-        if len(labels) not in (1, num_images):
+            wholes.append(whole)
+        if len(wholes) not in (1, num_images):
             raise UsageError(
-                f"{len(labels)} labels for {num_images} images",
+                f"{len(wholes)} labels for {num_images} images",
                 code="label-count",
                 hint="give one label for all images, or one per image",
             )
-        return [int(label) for label in (labels * num_images if len(labels) == 1 else labels)]
+        return wholes * num_images if len(wholes) == 1 else wholes
+
+
+def _whole(value: Any) -> int | None:
+    """`value` as an int if it is an integer of any library; True, 4.0 and "4" are not."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _number(value: Any) -> float:
+    """`value` as a float if it is a number of any library, else NaN."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _items(labels: Any) -> list[Any]:
+    """The items of a sequence or array; anything else is one item, to be refused by its own check."""
+    if isinstance(labels, str | bytes) or not hasattr(labels, "__iter__"):
+        return [labels]
+    return list(labels)
 
 
 def _either(values: tuple[int, ...]) -> str:
