@@ -15,6 +15,7 @@ from distill_rt.backends.cache import engines_directory
 from distill_rt.backends.registry import BACKENDS, Target, backend_for
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.core.errors import DistillError
+from distill_rt.core.optional import installed
 from distill_rt.kernels import available_implementations
 
 EXTRA = "cpu"
@@ -100,7 +101,7 @@ def _target(name: str) -> dict[str, Any]:
         except DistillError:  # this processor cannot: it is left out of the list
             continue
         precisions.append(precision)
-    builds = reason is None and _version("onnx") is not None
+    builds = reason is None and installed("onnx")
     return {"builds": builds, "runs": reason is None, "precisions": precisions, "reason": _why(reason, builds)}
 
 

@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = signal.Signals(number).name
         return _fail({"family": "signal", "code": name.lower(), "message": f"ended by {name}"}, 128 + number, as_json)
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 128 + signal.SIGPIPE
     except DistillError as error:
         return _fail_with(error, as_json)
@@ -137,8 +136,13 @@ def _top_level(words: list[str]) -> Outcome:
 
 
 def _print(outcome: Outcome, as_json: bool) -> int:
-    print(_dump(outcome.data) if as_json else outcome.text)
-    sys.stdout.flush()
+    try:
+        print(_dump(outcome.data) if as_json else outcome.text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_stdout()
+        raise ResourceError(f"cannot write to stdout: {error.strerror}", code="stdout-not-writable") from error
     return outcome.exit_code
 
 
@@ -155,9 +159,14 @@ def _fail(what: dict[str, Any], exit_code: int, as_json: bool) -> int:
         else:
             line = f"{what['message']} ({what['hint']})" if what["hint"] else what["message"]
             print(f"distill-rt: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # nobody to tell; the exit code still says it
+        _forget_stdout()
     return exit_code
+
+
+def _forget_stdout() -> None:
+    """Nobody reads what is left in the buffer; Python would complain once more when it flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _maybe_traceback() -> None:

@@ -85,6 +85,11 @@ class Pipeline:
         return self._engine.body
 
     @property
+    def path(self) -> Path:
+        """The engine directory."""
+        return self._engine.directory
+
+    @property
     def fingerprint(self) -> str:
         """Name of the engine's content."""
         return self._engine.body.fingerprint

@@ -204,19 +204,9 @@ def test_an_engine_of_another_compiler_is_refused(engine: Path, monkeypatch: pyt
 
 
 HEAVY = [
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "triton",
-    "scipy",
-    "sklearn",
-    "matplotlib",
-    "rich",
-    "safetensors",
-    "openvino_telemetry",
-]
+    "torch", "diffusers", "transformers", "onnx", "onnxscript", "triton", "scipy", "sklearn", "matplotlib", "rich",
+    "safetensors", "openvino_telemetry",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["onnxruntime:cpu", "openvino:cpu"])

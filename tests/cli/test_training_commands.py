@@ -1,0 +1,66 @@
+"""The commands that need torch, as processes: what a person types, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distill_rt.core.optional import installed
+
+pytestmark = pytest.mark.skipif(not installed("torch"), reason="needs torch")
+
+RUN = [sys.executable, "-P", "-m", "distill_rt.cli.main"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
+    words = ["train", "digits-teacher", "--out", "teacher", "--set", "steps=100000", "--json"]
+    process = subprocess.Popen(
+        [*RUN, *words], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(4.0)  # within imports or steps: both must end well
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"]["family"] == "signal"
+    assert err == ""
+    assert set(os.listdir(tmp_path)) <= {"teacher.checkpoint"}
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "said"),
+    [
+        (["train", "nothing", "--out", "x"], 2, "digits-teacher"),
+        (["train", "digits-teacher", "--out", "x", "--set", "nonsense=1"], 2, "settings:"),
+        (["train", "digits-teacher", "--out", "x", "--set", "steps=many"], 2, "steps"),
+        (["train", "digits-teacher", "--out", "here"], 2, "--force"),
+        (["distill", "magic", "--teacher", "t", "--out", "x"], 2, "progressive"),
+        (["distill", "progressive", "--teacher", "none", "--out", "x"], 3, "none"),
+        (["evaluate", "none", "--teacher", "none"], 3, "none"),
+        (["export", "none", "--out", "x"], 3, "none"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from distill_rt.cli.main import main
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == exit_code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert os.listdir(tmp_path) == ["here"]
