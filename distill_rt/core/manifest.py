@@ -10,15 +10,16 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from distill_rt.core import codec
 from distill_rt.core.directory import write_file
 from distill_rt.core.errors import ArtifactError
 
+T = TypeVar("T")
 Kind = Literal["student", "bundle", "engine"]
 
 FORMAT_VERSION = 1
@@ -161,6 +162,33 @@ def read_manifest(directory: Path, kind: Kind) -> Manifest:
     if not intact:
         raise _damaged(path, kind, "has changed since it was written (its digest differs)")
     return manifest
+
+
+def read_whole(directory: Path, kind: Kind, load: Callable[[], T]) -> T:
+    """`load()`, once more if the directory was replaced meanwhile: what it read belongs to one and the same artifact.
+
+    Args:
+        load: reads the manifest and the files of `directory`; may be called several times.
+    """
+    while True:
+        before = _identity(directory, kind)
+        try:
+            result = load()
+        except ArtifactError:
+            if _identity(directory, kind) == before:
+                raise
+        else:
+            if _identity(directory, kind) == before:
+                return result
+
+
+def _identity(directory: Path, kind: Kind) -> tuple[int, ...] | None:
+    """Changes whenever another directory takes the name."""
+    try:
+        status = (directory / f"{kind}.json").stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _read_json(path: Path, kind: Kind) -> Any:

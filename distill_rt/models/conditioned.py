@@ -65,10 +65,9 @@ class ConditionedNetwork(nn.Module):
             nn.init.normal_(self.label.weight, std=0.02)
         self.second_time = ScalarBranch(width) if second_time else None
         self.guidance = ScalarBranch(width) if guidance else None
-
-    @property
-    def takes_guidance(self) -> bool:
-        return self.guidance is not None
+        branches = {"second_time": self.second_time, "label": self.label, "guidance": self.guidance}
+        self.condition_names = tuple(name for name, branch in branches.items() if branch is not None)
+        """Inputs after sample and time, in order, by their names in the contract."""
 
     def forward(self, sample_BCHW: Tensor, time_B: Tensor, *conditions: Tensor) -> Tensor:
         """Raw prediction, shape (B, C, H, W).
@@ -77,7 +76,12 @@ class ConditionedNetwork(nn.Module):
             sample_BCHW: scaled state.
             time_B: in the network's own units.
             conditions: second time (B,), label (B,) int64, guidance (B,): those that this network takes, in this order.
+
+        Raises:
+            ValueError: another number of conditions.
         """
+        if len(conditions) != len(self.condition_names):
+            raise ValueError(f"this network takes {self.condition_names} after sample and time, got {len(conditions)}")
         values = iter(conditions)
         vector = torch.zeros(len(sample_BCHW), self.width, dtype=sample_BCHW.dtype, device=sample_BCHW.device)
         if self.second_time is not None:

@@ -42,9 +42,10 @@ def build_network(spec: NetworkSpec) -> ConditionedNetwork:
     try:
         backbone, width = NETWORKS[spec.kind](config)
         return ConditionedNetwork(backbone, width, **extras)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # diffusers checks little of its configuration: what it does not refuse itself, torch trips over.
         raise ArtifactError(
-            f"the configuration of network {spec.kind!r} is refused: {error}",
+            f"the configuration of network {spec.kind!r} is refused: {' '.join(str(error).split()):.200}",
             code="network-config",
             hint="the student was edited or written by another version",
         ) from error

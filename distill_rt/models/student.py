@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from distill_rt.core import codec
 from distill_rt.core.artifacts import StudentBody
-from distill_rt.core.directory import publish
+from distill_rt.core.directory import publish, write_file
 from distill_rt.core.errors import ArtifactError
-from distill_rt.core.manifest import decode_body, read_manifest, verify_files, write_manifest
+from distill_rt.core.manifest import decode_body, read_manifest, read_whole, verify_files, write_manifest
 from distill_rt.core.spec import StudentSpec
+from distill_rt.models.conditioned import ConditionedNetwork
 from distill_rt.models.networks import build_network
 
 
@@ -33,17 +34,16 @@ def save_student(path: Path, spec: StudentSpec, networks: Sequence[nn.Module], *
     """Write a student directory, whole or not at all; returns its digest.
 
     Raises:
-        UsageError: `path` exists and `force` is false.
+        UsageError: `path` exists and `force` is false, or it is a directory of something else.
         ResourceError: the disk is full or not writable.
     """
     if len(networks) != len(spec.networks):
         raise ValueError(f"the contract names {len(spec.networks)} networks, got {len(networks)}")
-    with publish(path, force=force) as directory:
+    with publish(path, force=force, ours="student.json") as directory:
         weights = tuple(f"network{i}.safetensors" for i in range(len(networks)))
         for name, network in zip(weights, networks, strict=True):
-            save_file(
-                {key: value.detach().contiguous() for key, value in network.state_dict().items()}, directory / name
-            )
+            tensors = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
+            write_file(directory / name, save(tensors))  # safetensors' own writer hides a full disk in its own error
         body = StudentBody(spec=spec, weights=weights)
         return write_manifest(directory, "student", codec.to_json(body)).digest
 
@@ -52,9 +52,13 @@ def load_student(path: str | Path) -> Student:
     """Read and verify a student directory and build its networks.
 
     Raises:
-        ArtifactError: missing, damaged, foreign, of another version, or weights that do not fit the network.
+        ArtifactError: missing, damaged, foreign, of another version, or weights or inputs that do not fit the network.
     """
-    path = Path(path)
+    directory = Path(path)
+    return read_whole(directory, "student", lambda: _load(directory))
+
+
+def _load(path: Path) -> Student:
     manifest = read_manifest(path, "student")
     verify_files(path, manifest)
     body = decode_body(manifest, StudentBody, path)
@@ -68,9 +72,28 @@ def load_student(path: str | Path) -> Student:
     networks = []
     for network_spec, name in zip(body.spec.networks, body.weights, strict=True):
         network = build_network(network_spec)
+        _check_inputs(body.spec, network, path)
         _load_weights(network, path / name)
         networks.append(network.eval().requires_grad_(False))
     return Student(spec=body.spec, networks=tuple(networks), digest=manifest.digest, path=path)
+
+
+def _check_inputs(spec: StudentSpec, network: ConditionedNetwork, path: Path) -> None:
+    """A network that ignored an input of the contract would give images, just not those that were asked for."""
+    wanted = tuple(tensor.name for tensor in spec.network_inputs()[2:])
+    top = max(spec.condition.num_classes - 1, spec.condition.null_label or 0)
+    if network.condition_names != wanted or (network.label is not None and network.label.num_embeddings <= top):
+        raise ArtifactError(
+            f"{path}: the contract feeds the network {_names(wanted)} with labels up to {top}, "
+            f"the network takes {_names(network.condition_names)}"
+            + ("" if network.label is None else f" with labels up to {network.label.num_embeddings - 1}"),
+            code="network-inputs",
+            hint="train or import it again",
+        )
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no condition"
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:
@@ -79,9 +102,12 @@ def _load_weights(network: nn.Module, file: Path) -> None:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ArtifactError(f"{file} does not fit the network: {reason}", code="weights-mismatch") from error
+        raise _misfit(file, reason) from error
     if missing or unexpected:
-        first = f"lacks {missing[0]}" if missing else f"has the unknown {unexpected[0]}"
-        raise ArtifactError(
-            f"{file} does not fit the network: it {first}", code="weights-mismatch", hint="train or import it again"
-        )
+        raise _misfit(file, f"it lacks {missing[0]}" if missing else f"it has the unknown {unexpected[0]}")
+
+
+def _misfit(file: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{file} does not fit the network: {reason}", code="weights-mismatch", hint="train or import it again"
+    )

@@ -26,6 +26,7 @@ from distill_rt.core.manifest import (
     decode_body,
     kind_of,
     read_manifest,
+    read_whole,
     sha256_of,
     verify_files,
     write_manifest,
@@ -445,6 +446,42 @@ def test_what_may_not_be_read(kind, name):
             os.seteuid(0)
         directory.chmod(0o700)
         shutil.rmtree(place)
+
+
+# -- a directory that is replaced while it is read ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_reading_again_what_was_replaced_meanwhile(artifact, kind, tmp_path, fails):
+    other = tmp_path / "other"
+    shutil.copytree(artifact, other)
+    (other / "weights.bin").write_bytes(b"other")
+    (other / f"{kind}.json").unlink()
+    write_manifest(other, kind, codec.to_json(BODIES[kind]))
+    reads: list[tuple[Manifest, bytes]] = []
+
+    def read() -> tuple[Manifest, bytes]:
+        manifest = load(artifact, kind)[0]
+        if not reads:  # between the manifest and the weights
+            shutil.rmtree(artifact)
+            shutil.copytree(other, artifact)
+        reads.append((manifest, (artifact / "weights.bin").read_bytes()))
+        if fails and len(reads) == 1:
+            raise ArtifactError("disturbed", code="artifact-damaged")
+        return reads[-1]
+
+    manifest, weights = read_whole(artifact, kind, read)
+    assert len(reads) == 2
+    assert weights == b"other"
+    assert manifest == read_manifest(other, kind)
+
+
+def test_what_stays_damaged_is_refused(artifact, kind):
+    (artifact / "weights.bin").unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        read_whole(artifact, kind, lambda: load(artifact, kind))
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_whole(artifact / "absent", kind, lambda: load(artifact / "absent", kind))
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------
