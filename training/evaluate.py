@@ -11,8 +11,10 @@ from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.models import Student, load_student
 from distill_rt.training.data import load_dataset
 from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
-from distill_rt.training.quality.bench import QualityBench
+from distill_rt.training.quality.bench import FRESH_SEEDS, QualityBench
 from distill_rt.training.quality.gate import Yardstick, verdict
+
+MIN_SAMPLES, MAX_SAMPLES = 200, 1_000_000
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total)."""
@@ -43,7 +45,6 @@ def evaluate(
         UsageError: a number of steps or guidance outside of the contract, or another kind of data.
     """
     loaded, reference = load_student(student), load_student(teacher)
-    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, seed=seed)
     if loaded.spec.sample_shape != reference.spec.sample_shape or loaded.spec.condition != reference.spec.condition:
         raise UsageError(
             f"{student} and {teacher} make different things: {loaded.spec.sample_shape} with {loaded.spec.condition.kind} "
@@ -54,6 +55,7 @@ def evaluate(
     counts = [loaded.spec.check_steps(n) for n in (nfe or loaded.spec.steps)]
     if loaded.spec.guidance.mode != "none":
         loaded.spec.check_guidance(guidance)
+    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, seed=seed)
     rows = []
     for index, num_steps in enumerate(counts):
         if progress is not None:
@@ -71,10 +73,17 @@ def evaluate(
 
 def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, seed: int) -> QualityBench:
     """The yardstick of a teacher that says which data it knows."""
-    if num_samples < 200:
-        raise UsageError(f"an evaluation needs at least 200 samples, got {num_samples}", code="too-few-samples")
-    if teacher.spec.guidance.mode != "none":
-        teacher.spec.check_guidance(guidance)
+    if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
+        raise UsageError(
+            f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",
+            code="num-samples-out-of-range",
+        )
+    if not 0 <= seed < FRESH_SEEDS // num_samples:
+        raise UsageError(
+            f"the seed of an evaluation must be 0 to {FRESH_SEEDS // num_samples - 1}, got {seed}",
+            code="seed-out-of-range",
+        )
+    teacher.spec.check_guidance(guidance)
     data = teacher.spec.provenance.get("data")
     if not isinstance(data, str):
         raise ArtifactError(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from distill_rt.core import codec
-from distill_rt.core.directory import refuse_existing, resource_errors
+from distill_rt.core.directory import check_writable, refuse_existing, resource_errors
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import load_student, save_student
@@ -25,6 +25,10 @@ from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.trainer import Progress, TrainConfig, Trainer
 
+CHECKPOINT_EVERY = 250
+MAX_STEPS = 1024
+"""More than any teacher has: a larger number of steps is a typing error, and its table would fill the memory."""
+
 
 def train(
     recipe: str,
@@ -34,6 +38,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a teacher by a recipe and write it as a student directory.
@@ -42,8 +47,20 @@ def train(
         recipe: key of `RECIPES`.
         out: the directory to write; the checkpoint lives beside it in ``<out>.checkpoint`` until training ends.
         settings: fields of the recipe's method as text.
-        resume: go on from the checkpoint.
-        force: replace what stands at `out` and start anew.
+        seed: of initial weights, data order and training noise, 0 to 2**64 - 1.
+        resume: go on from the checkpoint if there is one.
+        force: replace the student that stands at `out`, and start anew unless `resume`.
+        checkpoint_every: training steps between two checkpoints.
+        progress: called after every training step.
+
+    Returns:
+        A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters.
+
+    Raises:
+        UsageError: unknown recipe or setting, a setting out of range, `out` taken, or an unfinished run beside it.
+        ArtifactError: the checkpoint is damaged or belongs to another configuration.
+        ResourceError: training diverges (nothing is left), or the disk is full or not writable.
+        KeyboardInterrupt: interrupted; the checkpoint holds the last complete step.
     """
     if recipe not in RECIPES:
         raise UsageError(
@@ -62,6 +79,7 @@ def train(
         teacher_digest=None,
         resume=resume,
         force=force,
+        checkpoint_every=checkpoint_every,
         progress=progress,
     )
 
@@ -76,9 +94,10 @@ def distill(
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Distil a teacher directory into a student of `steps` steps; arguments as in `train`.
+    """Distil a teacher directory into a student of `steps` steps; other arguments, result and errors as in `train`.
 
     Raises:
         UsageError: unknown method or setting, or a teacher that the method cannot use.
@@ -88,11 +107,23 @@ def distill(
         raise UsageError(
             f"there is no method {method!r}", code="method-unknown", hint=f"methods: {', '.join(sorted(METHODS))}"
         )
+    if not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"steps must be 1 to {MAX_STEPS}, got {steps}", code="steps-out-of-range")
+    if settings is not None and "steps" in settings:
+        raise UsageError(
+            "steps is not a setting of distillation", code="setting-unknown", hint="use the argument steps (--steps)"
+        )
     # steps decides what other settings mean (the halvings of progressive distillation), so all are applied at once.
     config = apply_settings(
         METHODS[method](), {"steps": str(steps), **_defaults_for(method, steps), **(settings or {})}
     )
     loaded = load_student(teacher)
+    if loaded.spec.guidance.rescale:
+        raise UsageError(
+            f"{teacher} rescales its guidance, which no method here distils",
+            code="teacher-rescales",
+            hint="set it to 0",
+        )
     data = loaded.spec.provenance.get("data")
     if not isinstance(data, str):
         raise ArtifactError(
@@ -110,6 +141,7 @@ def distill(
         teacher_digest=loaded.digest,
         resume=resume,
         force=force,
+        checkpoint_every=checkpoint_every,
         progress=progress,
     )
 
@@ -129,24 +161,22 @@ def _run(
     teacher_digest: str | None,
     resume: bool,
     force: bool,
+    checkpoint_every: int,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, ours="student.json")
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    if checkpoint.exists() and not resume:
-        if not force:
-            raise UsageError(
-                f"there is an unfinished run at {checkpoint}",
-                code="checkpoint-exists",
-                hint="go on with --resume, or start anew with --force",
-            )
-        with resource_errors(checkpoint):
-            shutil.rmtree(checkpoint)
-    assert dataclasses.is_dataclass(method)
-    assert not isinstance(method, type)
+    refuse_existing(checkpoint, force=True, ours="checkpoint.json")
+    if checkpoint.exists() and not resume and not force:
+        raise UsageError(
+            f"there is an unfinished run at {checkpoint}",
+            code="checkpoint-exists",
+            hint="go on with --resume, or start anew with --force",
+        )
+    check_writable(out)
     identity = {
         "method": method.name,
-        "settings": dataclasses.asdict(method),
+        "settings": _settings_of(method),
         "data": data,
         "seed": seed,
         "teacher": teacher_digest,
@@ -154,8 +184,13 @@ def _run(
     }
     dataset = load_dataset(data)
     started = time.monotonic()
-    config = TrainConfig(method=method, seed=seed, checkpoint=checkpoint, identity=identity)
+    config = TrainConfig(
+        method=method, seed=seed, checkpoint=checkpoint, checkpoint_every=checkpoint_every, identity=identity
+    )
     trainer = Trainer(config, dataset, teacher)
+    if checkpoint.exists() and not resume:  # with force, and only now that nothing is left to refuse
+        with resource_errors(checkpoint):
+            shutil.rmtree(checkpoint)
     network, losses = trainer.run(resume=resume, progress=progress)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
     digest = save_student(out, spec, [network], force=force)
@@ -170,6 +205,10 @@ def _run(
         "steps": list(spec.steps),
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
+
+
+def _settings_of(method: Any) -> dict[str, Any]:
+    return dataclasses.asdict(method)
 
 
 def _with_provenance(spec: StudentSpec, identity: Mapping[str, Any], losses: list[tuple[int, float]]) -> StudentSpec:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distill_rt.core.guidance import combine_guidance
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable, run_table
 from distill_rt.kernels import unit_noise
@@ -83,8 +84,8 @@ def raw_output(
     assert spec.condition.null_label is not None
     both_labels = torch.cat([torch.full_like(label_B, spec.condition.null_label), label_B])
     both = network(torch.cat([x_BCHW, x_BCHW]), *[torch.cat([time, time]) for time in times], both_labels)
-    F_u, F_c = both.chunk(2)
-    return _tensor(F_u + w_B[:, None, None, None] * (F_c - F_u))
+    F_u, F_c = (half.numpy() for half in both.chunk(2))
+    return torch.from_numpy(combine_guidance(F_u, F_c, w_B.numpy(), rescale=spec.guidance.rescale))
 
 
 def _tensor(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -30,7 +31,7 @@ def apply_settings(config: T, settings: Mapping[str, str]) -> T:
             )
         values[name] = _parse(name, hints[name], text)
     try:
-        return dataclasses.replace(config, **values)  # type: ignore[return-value, type-var]
+        return dataclasses.replace(config, **values)
     except ValueError as error:
         raise UsageError(str(error), code="setting-invalid") from error
 
@@ -40,15 +41,18 @@ def _parse(name: str, kind: Any, text: str) -> Any:
         choices = typing.get_args(kind)
         if text not in choices:
             raise UsageError(
-                f"setting {name} must be one of {', '.join(choices)}, got {text!r}", code="setting-invalid"
+                f"setting {name} must be one of {', '.join(choices)}, got {text!r:.80}", code="setting-invalid"
             )
         return text
     if kind is bool:
         if text not in ("true", "false"):
-            raise UsageError(f"setting {name} must be true or false, got {text!r}", code="setting-invalid")
+            raise UsageError(f"setting {name} must be true or false, got {text!r:.80}", code="setting-invalid")
         return text == "true"
     try:
-        return kind(text)
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
     except (TypeError, ValueError) as error:
-        what = {int: "an integer", float: "a number"}.get(kind, kind.__name__)
-        raise UsageError(f"setting {name} must be {what}, got {text!r}", code="setting-invalid") from error
+        what = {int: "an integer", float: "a finite number"}.get(kind, kind.__name__)
+        raise UsageError(f"setting {name} must be {what}, got {text!r:.80}", code="setting-invalid") from error
+    return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill_rt.core.errors import ResourceError
-from distill_rt.training.checkpoint import TrainState, load_tensors, read_step, save_checkpoint
+from distill_rt.core.errors import ResourceError, UsageError
+from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
 from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
 from distill_rt.training.data import Dataset
 from distill_rt.training.draws import Draws
@@ -36,6 +38,9 @@ class TrainConfig:
         checkpoint: directory of the checkpoint; None keeps none.
         checkpoint_every: training steps between two checkpoints.
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
+
+    Raises:
+        UsageError: a seed or a number of steps that is none.
     """
 
     method: Method
@@ -44,6 +49,14 @@ class TrainConfig:
     checkpoint_every: int = 250
     max_gradient_norm: float = 1.0
     identity: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed must be 0 to 2**64 - 1, got {self.seed}", code="seed-out-of-range")
+        if self.checkpoint_every < 1:
+            raise UsageError(
+                f"checkpoint_every must be at least 1, got {self.checkpoint_every}", code="setting-invalid"
+            )
 
 
 class Trainer:
@@ -56,6 +69,7 @@ class Trainer:
         self.method = config.method
         self.phases = self.method.phases(teacher.spec)
         self.num_steps = sum(phase.iterations for phase in self.phases)
+        _check_settings(self.method, self.phases)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)
         average = frozen_copy(networks["student"]) if self.method.ema_decay else None
@@ -71,37 +85,43 @@ class Trainer:
 
         Raises:
             ArtifactError: the checkpoint belongs to another configuration.
-            ResourceError: a loss is not finite.
+            ResourceError: a loss or the result is not finite (the checkpoint is removed: it would lead there again).
             KeyboardInterrupt: interrupted; the checkpoint holds the last complete step.
         """
-        state, running = self.state, None
-        if resume and self.config.checkpoint is not None and self.config.checkpoint.is_dir():
-            state.step, state.losses = read_step(self.config.checkpoint, self.config.identity)
-            self._enter(self._phase(max(state.step - 1, 0)))
-            state.restore(load_tensors(self.config.checkpoint))
+        state = self.state
+        if resume and self.config.checkpoint is not None and self.config.checkpoint.exists():
+            self._restore(self.config.checkpoint)
         with _deferred_signals() as received:
-            while state.step < self.num_steps:
-                if received:
-                    self._save()
-                    break
+            while state.step < self.num_steps and not received:
                 phase = self._phase(state.step)
                 if state.step == phase.start:
                     self.method.begin(phase, state.networks)
                     self._enter(phase)
                 loss = self._step(phase)
-                running = loss if running is None else 0.98 * running + 0.02 * loss
+                state.running = running = loss if state.running is None else 0.98 * state.running + 0.02 * loss
                 if state.step % max(1, self.num_steps // 200) == 0:
                     state.losses.append((state.step, running))
                 state.step += 1
                 if progress is not None:
                     progress(phase.name, state.step, self.num_steps, running)
-                if state.step % self.config.checkpoint_every == 0 and state.step < self.num_steps:
+                if state.step % self.config.checkpoint_every == 0 and state.step < self.num_steps and not received:
                     self._save()
-        if received and state.step < self.num_steps:
+            if received:
+                self._save()
+        if received:
             signal.raise_signal(received[0])
-            raise KeyboardInterrupt  # where the process ignores that signal, the caller still learns of it
+            raise KeyboardInterrupt  # where the handler does nothing, the caller still learns of it
         exported = state.average if state.average is not None else state.networks["student"]
+        if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
+            raise self._diverged("the weights after the last step are not finite")
         return exported.eval().requires_grad_(False), state.losses
+
+    def _restore(self, checkpoint: Path) -> None:
+        head = read_head(checkpoint, self.config.identity)
+        # The optimiser of the last complete step, even where the next one begins a phase with a new optimiser.
+        self._enter(self._phase(max(head.step - 1, 0)))
+        restore_tensors(checkpoint, self.state)
+        self.state.step, self.state.running, self.state.losses = head.step, head.running, head.losses
 
     def _phase(self, step: int) -> Phase:
         return next(phase for phase in reversed(self.phases) if step >= phase.start)
@@ -116,12 +136,8 @@ class Trainer:
         losses = self.method.losses(phase, step, state.networks, self.teacher, self.dataset.batch(draws), draws)
         loss = torch.stack(list(losses.values())).sum()
         value = loss.item()
-        if not torch.isfinite(loss):
-            raise ResourceError(
-                f"training diverged: the loss of step {step} ({phase.name}) is {value}",
-                code="loss-not-finite",
-                hint="lower the learning rate: --set peak_learning_rate=...",
-            )
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss of step {step} ({phase.name}) is {value}")
         for group in state.optimizer.param_groups:
             group["lr"] = self.method.learning_rate(phase, step)
         state.optimizer.zero_grad()
@@ -137,6 +153,29 @@ class Trainer:
         if self.config.checkpoint is not None:
             save_checkpoint(self.config.checkpoint, self.state, self.config.identity)
 
+    def _diverged(self, what: str) -> ResourceError:
+        if self.config.checkpoint is not None:
+            shutil.rmtree(self.config.checkpoint, ignore_errors=True)
+        return ResourceError(
+            f"training diverged: {what}",
+            code="loss-not-finite",
+            hint="lower the learning rate: --set peak_learning_rate=...",
+        )
+
+
+def _check_settings(method: Method, phases: tuple[Phase, ...]) -> None:
+    """What every method has in common; what is its own, its dataclass checks."""
+    if method.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {method.batch_size}", code="setting-invalid")
+    if not 0.0 <= method.ema_decay < 1.0:
+        raise UsageError(f"ema_decay must be in [0, 1), got {method.ema_decay}", code="setting-invalid")
+    if not phases:
+        raise UsageError("these settings train for no step at all", code="setting-invalid")
+    for phase in phases:
+        rate = method.learning_rate(phase, phase.start)
+        if not (math.isfinite(rate) and rate >= 0.0):
+            raise UsageError(f"a learning rate must be a number >= 0, got {rate}", code="setting-invalid")
+
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -149,7 +188,9 @@ def _deferred_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A signal that the process ignores (a background job of a script, say) stays ignored; None is not Python's to change.
+    previous: dict[int, Any] = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

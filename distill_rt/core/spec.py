@@ -263,7 +263,7 @@ def _whole(value: Any) -> int | None:
 
 def _number(value: Any) -> float:
     """`value` as a float if it is a number of any library, else NaN."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return math.nan
     try:
         return float(value)
