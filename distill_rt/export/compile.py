@@ -84,7 +84,7 @@ def compile_bundle(
     with cached_engine(builder.key, builder.build, rebuild=force, notify=progress) as cached:
         try:
             with publish(out, force=force) as directory:
-                shutil.copytree(cached, directory, dirs_exist_ok=True)
+                _copy(cached, directory)
         except UsageError:
             # It did not stand there when we began: another process has compiled the same engine to the same place.
             if not _finished_meanwhile(out, builder.key):
@@ -202,6 +202,16 @@ class _Builder:
             network_batch(spec, compiled.batch),
             self.options,
         )
+
+
+def _copy(source: Path, directory: Path) -> None:
+    """Copy every file; not `shutil.copytree`, which hides a full disk in an error without a number."""
+    for path in sorted(source.rglob("*")):
+        target = directory / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            shutil.copyfile(path, target)
 
 
 def _check_batches(batches: Sequence[int]) -> None:

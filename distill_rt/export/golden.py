@@ -84,33 +84,50 @@ def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = sile
         calls[net_id].append((dict(inputs), output))
         return output
 
-    scales = (spec.guidance.min, spec.guidance.default, spec.guidance.max)
-    runs = [(steps, w) for steps in spec.steps for w in sorted(set(scales))]
+    scales = sorted({spec.guidance.min, spec.guidance.default, spec.guidance.max})
     seeds = tuple(FIRST_SEED + i for i in range(NUM_IMAGES))
     trajectories = []
-    for done, (steps, w) in enumerate(runs):
-        progress("golden outputs", done, len(runs))
-        # Different labels for every trajectory, so that all are met where there are few.
-        labels = _labels(spec, NUM_IMAGES * done)
-        images = run_plan(spec, recording, steps=steps, guidance=w, seeds=seeds, labels=labels)
+    for done, steps in enumerate(spec.steps):
+        progress("golden outputs", done, len(spec.steps))
+        # All scales of a plan in one batch: long plans of teachers take seconds.
+        labels = _labels(spec, len(trajectories) * NUM_IMAGES, len(scales) * NUM_IMAGES)
+        images = run_plan(
+            spec,
+            recording,
+            steps=steps,
+            guidance=np.repeat(np.asarray(scales, np.float32), NUM_IMAGES),
+            seeds=seeds * len(scales),
+            labels=labels,
+        )
         if not np.isfinite(images).all():
             raise ArtifactError(
-                f"the student's own images are NaN or infinite at steps={steps}, guidance={w:g}",
+                f"the student's own images are NaN or infinite at steps={steps}",
                 code="student-not-finite",
                 hint="its weights are finite but overflow: train again, or narrow its contract",
             )
-        trajectories.append(TrajectoryGolden(steps=steps, guidance=w, seeds=seeds, labels=labels, images=images))
-    progress("golden outputs", len(runs), len(runs))
+        for i, w in enumerate(scales):
+            part = slice(i * NUM_IMAGES, (i + 1) * NUM_IMAGES)
+            trajectories.append(
+                TrajectoryGolden(
+                    steps=steps,
+                    guidance=w,
+                    seeds=seeds,
+                    labels=None if labels is None else labels[part],
+                    images=images[part],
+                )
+            )
+    progress("golden outputs", len(spec.steps), len(spec.steps))
     return Golden(
         components={f"network{i}": _select_rows(spec, met) for i, met in calls.items()},
         trajectories=tuple(trajectories),
     )
 
 
-def _labels(spec: StudentSpec, first: int) -> tuple[int, ...] | None:
+def _labels(spec: StudentSpec, first: int, num: int) -> tuple[int, ...] | None:
+    """Different labels for every trajectory, so that all are met where there are few."""
     if spec.condition.kind == "none":
         return None
-    return tuple((first + i) % spec.condition.num_classes for i in range(NUM_IMAGES))
+    return tuple((first + i) % spec.condition.num_classes for i in range(num))
 
 
 def _select_rows(spec: StudentSpec, calls: list[tuple[dict[str, Array], Array]]) -> ComponentGolden:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distill_rt.core import codec
@@ -22,6 +24,8 @@ from distill_rt.models import load_student
 
 Array = NDArray[Any]
 
+ONE_THREAD_BELOW = 10_000_000
+"""Parameters; a layer of a network with fewer is done before a second thread has woken up, or is waited for."""
 GOLDEN_FILE = "golden.safetensors"
 VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "diffusers")
 
@@ -67,7 +71,7 @@ def export_student(
                 code="network-unused",
                 hint="drop it from the contract and train again",
             )
-    with publish(out, force=force) as directory:
+    with _threads(loaded.networks), publish(out, force=force) as directory:
         components = {}
         for i, network in enumerate(loaded.networks):
             progress("exporting graphs", i, len(loaded.networks))
@@ -89,3 +93,15 @@ def export_student(
         )
         write_manifest(directory, "bundle", codec.to_json(body))
     return out
+
+
+@contextlib.contextmanager
+def _threads(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """One thread for small networks: on a busy machine, waiting for the second one made an export fifty times slower."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for network in networks for parameter in network.parameters()) < ONE_THREAD_BELOW:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

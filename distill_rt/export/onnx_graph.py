@@ -55,7 +55,7 @@ def export_network(
         directory, file: the graph is `directory / file`.
 
     Raises:
-        ArtifactError: a weight is not finite, or the graph cannot be exported with a free batch.
+        ArtifactError: a weight is not finite, or the network cannot be exported, or not with a free batch.
         GateError: ONNX Runtime does not compute what torch does.
     """
     check_finite(network, file)
@@ -109,18 +109,27 @@ def _capture(network: torch.nn.Module, spec: StudentSpec) -> Any:
     example = tuple(torch.from_numpy(value) for value in example_inputs(inputs, EXAMPLE_BATCH).values())
     # Dim.DYNAMIC instead of a named dimension: diffusers' upsampling asks whether the batch is below 64 (a workaround for
     # channels-last kernels that changes no value), and a named dimension would refuse the question.
-    with _quiet():
-        program = torch.onnx.export(
-            network,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[tensor.name for tensor in inputs],
-            output_names=[tensor.name for tensor in outputs],
-            dynamic_shapes=_batch_of_every_argument(network, len(example)),
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in outputs],
+                dynamic_shapes=_batch_of_every_argument(network, len(example)),
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        # Its own message is advice on how to debug the exporter; the cause says what it stumbled over.
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ArtifactError(
+            f"this network cannot be exported to ONNX: {reason:.300}",
+            code="export-unsupported",
+            hint="its forward must be traceable by torch.export",
+        ) from error
     assert program is not None
     return program.model
 
@@ -133,7 +142,7 @@ def _batch_of_every_argument(network: torch.nn.Module, num_arguments: int) -> An
     shapes: list[Any] = []
     for parameter in inspect.signature(network.forward).parameters.values():
         left = num_arguments - len(shapes)
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        if left and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             shapes.append((batch,) * left)
             break
         if left:

@@ -29,7 +29,7 @@ def run_plan(
     evaluate: Evaluate,
     *,
     steps: int,
-    guidance: float,
+    guidance: float | Array,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
 ) -> Array:
@@ -37,7 +37,7 @@ def run_plan(
 
     Args:
         steps: a key of `spec.plans`.
-        guidance: w, for all images.
+        guidance: w, for all images or one per image.
         seeds, labels: one per image; labels are None for a student that takes none.
 
     Returns:
@@ -69,7 +69,7 @@ def network_inputs(
     time: float,
     second_time: float | None,
     labels: Sequence[int] | None,
-    guidance: float,
+    guidance: float | Array,
 ) -> dict[str, Array]:
     """The inputs of one network call, N rows each.
 
@@ -82,7 +82,7 @@ def network_inputs(
         "sample": sample.astype(np.float32),
         "time": np.full(num, time, np.float32),
         "second_time": np.full(num, time if second_time is None else second_time, np.float32),
-        "guidance": np.full(num, guidance, np.float32),
+        "guidance": np.zeros(len(x_BCHW), np.float32) + np.asarray(guidance, np.float32),
     }
     if labels is not None:
         uncond = [spec.condition.null_label] * len(labels) if cfg else []

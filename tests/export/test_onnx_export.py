@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -45,17 +45,21 @@ UNETS: dict[str, dict[str, Any]] = {
     },
     "cfg": UNET | {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
 }
-DIT = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_layers": 1,
-    "patch_size": 2,
-    "num_labels": 4,
-    "guidance": True,
-}
+UNCONDITIONAL = UNETS["cfg"] | {"num_labels": 0}
+DIT = NetworkSpec(
+    kind="dit",
+    config={
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "patch_size": 2,
+        "num_labels": 4,
+        "guidance": True,
+    },
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +67,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def write_student(path: Path, mode: str = "embedded", network: NetworkSpec | None = None, seed: int = 0) -> Path:
+def write_student(
+    path: Path, mode: Literal["none", "embedded", "cfg"] = "embedded", network: NetworkSpec | None = None, seed: int = 0
+) -> Path:
     """A student with random weights; none is left at zero, as training would leave none."""
     network = network or NetworkSpec(kind="unet2d", config=UNETS[mode])
     process, parameterization = VPCosine(), Parameterization(prediction=Prediction.V)
@@ -72,8 +78,8 @@ def write_student(path: Path, mode: str = "embedded", network: NetworkSpec | Non
         sample_shape=(1, 8, 8),
         process=process,
         parameterization=parameterization,
-        condition=Condition(kind="label", num_classes=3, null_label=3),
-        guidance=Guidance(mode=mode, min=1.0, max=3.0, default=2.0),  # type: ignore[arg-type]
+        condition=Condition() if mode == "none" else Condition(kind="label", num_classes=3, null_label=3),
+        guidance=Guidance() if mode == "none" else Guidance(mode=mode, min=1.0, max=3.0, default=2.0),
         plans={n: ddim(process, parameterization, [1.0 - i / n for i in range(n)]) for n in (1, 2)},
         default_steps=2,
         networks=(network,),
@@ -224,10 +230,10 @@ def test_a_unet_becomes_an_engine(target: str, real_bundle: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("mode", "network"),
-    [("cfg", None), ("embedded", NetworkSpec(kind="dit", config=DIT))],
-    ids=["cfg-unet", "dit"],
+    [("cfg", None), ("none", NetworkSpec(kind="unet2d", config=UNCONDITIONAL)), ("embedded", DIT)],
+    ids=["cfg-unet", "unconditional-unet", "dit"],
 )
-def test_other_networks_become_engines(mode: str, network: NetworkSpec | None, tmp_path: Path) -> None:
+def test_other_networks_become_engines(mode: Any, network: NetworkSpec | None, tmp_path: Path) -> None:
     bundle = export_student(write_student(tmp_path / "student", mode, network), tmp_path / "bundle")
     for target in ("onnxruntime:cpu", "openvino:cpu"):
         out = compile_bundle(bundle, target, tmp_path / target.partition(":")[0], batches=(1, 2), num_threads=1)
@@ -305,6 +311,21 @@ class WrongInOnnx(nn.Module):
     def forward(self, sample: Tensor, time: Tensor, label: Tensor) -> Tensor:
         factor = 2.0 if torch.compiler.is_exporting() else 1.0
         return factor * sample + 0 * time[:, None, None, None] + 0 * label[:, None, None, None]
+
+
+class Untraceable(nn.Module):
+    """Decides by a value that tracing does not know."""
+
+    def forward(self, sample: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        return sample if float(time.sum()) > 0 else -sample
+
+
+def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
+    spec = load_student(write_student(tmp_path / "student", "cfg")).spec
+    with pytest.raises(ArtifactError, match="cannot be exported to ONNX") as caught:
+        onnx_graph.export_network(Untraceable().eval(), spec, tmp_path, "network0.onnx")
+    assert caught.value.code == "export-unsupported"
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_tied_to_a_batch(tmp_path: Path) -> None:
