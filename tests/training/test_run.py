@@ -224,7 +224,7 @@ while True:
     os.close(writer)
     if kills > 0:
         os.read(reader, 1)
-        for _ in range(random.randint(0, 20)):
+        for _ in range(random.randint(0, 12)):
             os.read(reader, 1)  # some steps later, and then
         time.sleep(0.01 * random.random())  # somewhere within a step or a checkpoint
         os.kill(child, signal.SIGKILL)
@@ -264,7 +264,7 @@ def test_runs_that_are_killed_at_random_end_with_the_same_digests(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("killed") >= 3, done.stdout
+    assert done.stdout.count("killed") >= 2, done.stdout
     assert {name: load_student(killed / name).digest for name in expected} == expected, f"seed {seed}"
     assert {path.name for path in killed.iterdir() if path.suffix != ".partial"} == set(expected)
 
