@@ -123,7 +123,7 @@ def _compile(jobs: list[dict[str, Any]], directory: Path, num_processes: int) ->
             raise TargetError(
                 f"kernel {name} cannot be compiled for {job['target']}: {outcome['error']}",
                 code="kernel-compile",
-                hint="install another version of triton (3.4 to 3.9 are known to work)",
+                hint="install another version of triton (3.4, 3.6 and 3.9 are known to work)",
             )
         outcomes.append(outcome)
     return outcomes
