@@ -50,7 +50,7 @@ HOMES = {
     "openvino": (("distill_rt/backends/openvino.py",), ()),
     "tensorrt": ((), ()),
     "triton": (("distill_rt/kernels/triton/",), ("distill_rt/kernels/triton/",)),
-    "cuda": ((), ()),
+    "cuda": (("distill_rt/kernels/",), ()),
     "fastapi": ((), ()),
     "ray": ((), ()),
     "safetensors": ((*TORCH_PARTS, "distill_rt/export/golden.py"), TORCH_PARTS),

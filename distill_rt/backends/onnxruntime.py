@@ -11,6 +11,9 @@ engine, and `distill_rt.export.exactness` measures at build which batches give t
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,6 +109,9 @@ class OnnxRuntime:
         try:
             ort.InferenceSession(str(onnx_path), session_options, providers=PROVIDERS)
         except Exception as error:  # its exceptions share no base class
+            # A full disk comes as "Protobuf serialization failed": ask the disk itself.
+            if shutil.disk_usage(out_dir).free < onnx_path.stat().st_size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out_dir)) from error
             raise _refused("cannot compile", onnx_path, error) from error
         # A graph without large weights has no second file.
         return tuple(name for name in (graph, weights) if (out_dir / name).exists())

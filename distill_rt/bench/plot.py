@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 from distill_rt.bench.report import BenchReport
-from distill_rt.core.directory import resource_errors
 from distill_rt.core.optional import require
+from distill_rt.runtime.atomic_file import atomic_file
 
 
 def plot_latency(report: BenchReport, path: Path) -> None:
@@ -36,11 +34,5 @@ def plot_latency(report: BenchReport, path: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     axes[-1].set_xlabel("latency of a request, ms")
     figure.suptitle(f"{report.target} {report.precision}, {report.machine.processor}", fontsize=10)
-    with resource_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix}")
-        try:
-            figure.savefig(partial, dpi=120)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=120)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.cli.parser import integers, positive, positives
-from distill_rt.core.directory import resource_errors, write_file
 from distill_rt.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +58,10 @@ def run(args: argparse.Namespace) -> Outcome:
         plot_latency(report, args.plot)
         data["plot"] = str(args.plot)
     if args.out is not None:
-        with resource_errors(args.out):
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_file(args.out, (json.dumps(data, indent=1) + "\n").encode())
+        from distill_rt.runtime.atomic_file import atomic_file
+
+        with atomic_file(args.out) as partial:
+            partial.write_text(json.dumps(data, indent=1) + "\n")
     return Outcome(data=data, text=_text(report))
 
 

@@ -76,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail_with(
             ResourceError("out of memory", code="out-of-memory", hint="ask for fewer images at once"), as_json
         )
+    except OSError as error:  # of the system: an unreadable file, too many open ones, a failing disk
+        reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        hint = f"{TRACEBACK_VARIABLE}=1 shows where"
+        return _fail_with(ResourceError(f"the system refused: {reason}", code="os-error", hint=hint), as_json)
     except Exception as error:  # the last line of defence: a bug of ours, said in one line
         _maybe_traceback()
         what = {

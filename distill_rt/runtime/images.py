@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from distill_rt.core.directory import resource_errors
 from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.runtime.atomic_file import atomic_file
 from distill_rt.runtime.request import Result
 
 MIN_SHOWN_PX = 64
@@ -120,17 +120,8 @@ def _write(path: Path, image_HWC: NDArray[np.uint8], result: Result, members: ra
         )
     pixels = image_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode=None)
-    with resource_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        try:
-            with open(partial, "wb") as file:
-                picture.save(file, format="PNG", pnginfo=_text(result, members, scale))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        picture.save(partial, format="PNG", pnginfo=_text(result, members, scale))
 
 
 def _text(result: Result, members: range, scale: int) -> PngInfo:

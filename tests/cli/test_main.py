@@ -83,6 +83,7 @@ def test_version(capsys: Capture) -> None:
         (GateError("m", code="c"), 6, "gate"),
         (DistillError("m", code="c"), 1, "error"),
         (MemoryError(), 5, "resources"),
+        (OSError(5, "Input/output error", "/some/file"), 5, "resources"),
         (KeyboardInterrupt(), 130, "signal"),
         (ZeroDivisionError("of ours"), 1, "internal"),
         (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 4, "target"),

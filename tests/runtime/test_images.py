@@ -13,7 +13,6 @@ from PIL import Image
 from tiny_engine import tiny_spec
 
 from distill_rt.core.errors import ArtifactError, ResourceError, UsageError
-from distill_rt.runtime import images as module
 from distill_rt.runtime.images import (
     check_output,
     default_scale,
@@ -114,7 +113,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError) as caught:
         save_grid(path, result())
     assert caught.value.code == "disk-full"
