@@ -31,5 +31,5 @@ def count_in_engine(library: Library, engine: Any) -> int | None:
     inspector = engine.create_engine_inspector()
     layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
     # A plan with LAYER_NAMES_ONLY lists strings, one with DETAILED objects.
-    names = [layer if isinstance(layer, str) else str(layer.get("Name", "")) for layer in layers]
+    names = [entry if isinstance(entry, str) else str(entry.get("Name", "")) for entry in layers]
     return sum(bool(FUSED_LAYER_NAMES.search(name)) for name in names) if names else None

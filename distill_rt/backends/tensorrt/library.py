@@ -41,6 +41,7 @@ PROBES: Mapping[str, tuple[str, ...]] = {
     "engine-validity": (  # TensorRT-RTX: asks whether a plan fits before it is deserialised
         "Runtime.get_engine_validity",
         "EngineValidity.INVALID",
+        "EngineInvalidityDiagnostics",
     ),
 }
 

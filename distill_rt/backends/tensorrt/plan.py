@@ -123,7 +123,7 @@ def open_plan(
     if library.has("engine-validity"):
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
-            raise log.refuse(f"cannot load {path.name}", hint=REBUILD, reasons=_diagnoses(trt, diagnostics))
+            raise log.refuse(f"cannot load {path.name}", hint=REBUILD, reasons=_diagnoses(library, diagnostics))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise log.refuse(f"cannot load {path.name}", hint=REBUILD)
@@ -139,7 +139,7 @@ def open_plan(
     return Plan(library=library, info=info, engine=engine, runtime=runtime, log=log)
 
 
-def _diagnoses(trt: Any, bits: int) -> list[str]:
+def _diagnoses(library: Library, bits: int) -> list[str]:
     """The set bits by name, in words where that helps; nothing where TensorRT only says "invalid"."""
     words = {
         "VERSION_MISMATCH": "it was built by another version of TensorRT-RTX",
@@ -150,5 +150,7 @@ def _diagnoses(trt: Any, bits: int) -> list[str]:
         "MALFORMED_ENGINE": "it is not a plan, or was cut short",
         "CUDA_ERROR": "CUDA does not answer",
     }
-    members = trt.EngineInvalidityDiagnostics.__members__
+    if not library.has("engine-validity"):
+        return []
+    members = library.trt.EngineInvalidityDiagnostics.__members__
     return [words.get(name, name) for name, member in members.items() if int(bits) & int(member)]
