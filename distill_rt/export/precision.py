@@ -52,10 +52,12 @@ def typed_graph(source: Path, component: Component, precision: Precision, destin
     onnx = require("onnx", extra="export")
     model = onnx.load(str(source))
     _Lowering(onnx, model, component, precision).run()
+    # Not ByteSize(), which serialises: protobuf cannot hold 2 GiB.
+    num_bytes = sum(len(item.raw_data) for item in model.graph.initializer)
     onnx.save(
         model,
         str(destination),
-        save_as_external_data=model.ByteSize() > SINGLE_FILE_LIMIT_BYTES,
+        save_as_external_data=num_bytes > SINGLE_FILE_LIMIT_BYTES,
         location=f"{destination.name}.data",
     )
     return destination

@@ -67,6 +67,6 @@ def _make_logger(trt: Any, messages: list[tuple[str, str]]) -> Any:
 def _short(text: str) -> str:
     """One line, without the frames of TensorRT's own sources."""
     text = " ".join(text.split())
-    text = re.sub(r"^\w+::\w+: Error Code \d+: ", "", text)
-    text = re.sub(r"\s*\(?In \S+ at \S+:\d+.*$", "", text)
+    text = re.sub(r"^\w+::\w+: Error Code \d+: (API Usage Error \()?", "", text)
+    text = re.sub(r"\s*\(?\bIn \S+ at \S+:\d+.*$", "", text)
     return text[:400]
