@@ -16,7 +16,7 @@ from handmade import edit_manifest, write_bundle
 from distill_rt.backends.engine import open_engine
 from distill_rt.backends.onnxruntime import OnnxRuntime
 from distill_rt.cli.main import main
-from distill_rt.core.errors import GateError, TargetError, UsageError
+from distill_rt.core.errors import ArtifactError, GateError, TargetError, UsageError
 from distill_rt.export.compile import compile_bundle
 from distill_rt.export.golden import ComponentGolden, Golden
 from distill_rt.export.late_gate import run_late_gate
@@ -124,7 +124,7 @@ def test_an_engine_gated_at_build_carries_nothing_to_run_it_again(bundle: Path, 
 
 def test_golden_outputs_must_be_listed(ungated: Path) -> None:
     edit_manifest(ungated / "engine.json", lambda content: content["body"].update(golden="../golden.safetensors"))
-    with pytest.raises(Exception, match="golden outputs ../golden.safetensors are not listed"):
+    with pytest.raises(ArtifactError, match=r"golden outputs \.\./golden\.safetensors are not listed"):
         open_engine(ungated, ungated=True)
 
 
