@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, metavar="ENGINE", help="engine directory")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the file to write")
     parser.add_argument("--label", type=integers, metavar="3 or 0,1,2", help="one for all images, or one per image")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="for students that take text (once per image)"
+    )
     parser.add_argument("--seed", type=int, help="0 to 2**64 - 1 (drawn and reported)")
     parser.add_argument("--num-images", type=int, metavar="N", help="number of images (one, or one per label)")
     parser.add_argument("--steps", type=int, metavar="N", help="one of the contract's plans (its default)")
@@ -37,7 +40,12 @@ def run(args: argparse.Namespace) -> Outcome:
 
     check_output(args.out)
     request = Request(
-        labels=args.label, seed=args.seed, num_images=args.num_images, steps=args.steps, guidance=args.guidance
+        labels=args.label,
+        prompts=args.prompt,
+        seed=args.seed,
+        num_images=args.num_images,
+        steps=args.steps,
+        guidance=args.guidance,
     )
     with Pipeline.load(args.engine, preload=False) as pipeline:
         result = pipeline.generate_request(request)

@@ -212,6 +212,17 @@ class StudentSpec:
             )
         return w
 
+    def check_prompts(self, prompts: Sequence[str] | None) -> None:
+        """No student of this version takes text; a prompt is refused, not dropped."""
+        if prompts:
+            takes = "no condition" if self.condition.kind == "none" else f"a {self.condition.kind} and no text"
+            raise UsageError(
+                f"a prompt was given, but {self.name!r} takes {takes}",
+                code="condition-not-in-contract",
+                hint="leave the prompt out"
+                + ("" if self.condition.kind == "none" else "; pass labels (command line: --label)"),
+            )
+
     def check_labels(self, labels: Sequence[int] | None, num_images: int) -> list[int] | None:
         """One label per image, or None for a model that takes none. One label stands for all images."""
         given = [] if labels is None else _items(labels)

@@ -160,7 +160,9 @@ class StepTable:
             unknown = set(data) - {"init_scale", "rows"}
             if unknown:
                 raise ValueError(f"unknown keys {sorted(unknown)}")
-            return cls(init_scale=_number("init_scale", data["init_scale"]), rows=tuple(_row(row) for row in data["rows"]))
+            return cls(
+                init_scale=_number("init_scale", data["init_scale"]), rows=tuple(_row(row) for row in data["rows"])
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"this is not a step table: {error}",
@@ -255,7 +257,9 @@ def run_table(
                 x0 = predict_x0(row, x, F) if on_row or table.num_history else None
             else:
                 x0 = predict_x0(row, x, F)
-                total = total + cast(row.g) * x0 + cast(row.f) * F
+                total = total + cast(row.g) * x0
+                if row.f:
+                    total = total + cast(row.f) * F
         for weight, past in zip((row.h1, row.h2, row.h3), history, strict=True):
             if weight:
                 total = total + cast(weight) * past

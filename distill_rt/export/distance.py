@@ -17,21 +17,30 @@ PSNR_CAP_DB = 200.0
 """PSNR of equal arrays, which would be infinite; float32 cannot tell images apart beyond about 150 dB."""
 
 
-def distance(got: Array, want: Array) -> Distance:
+def typical_norm(rows: Array) -> float:
+    """Root mean square of the rows' L2 norms; 1 if all are zero."""
+    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    return math.sqrt(float((flat**2).sum()) / len(flat)) or 1.0
+
+
+def distance(got: Array, want: Array, norm: float) -> Distance:
     """The worst row: largest relative L2, smallest PSNR and cosine over the first axis.
 
-    Relative L2 is ||got - want|| / ||want||, PSNR is 10 log10(2^2 / mean square error), for the range [-1, 1]. Where
-    `want` is zero, relative L2 is the plain norm of the difference. Computed in float64.
+    Relative L2 is ||got - want|| / norm, PSNR is 10 log10(2^2 / mean square error), for the range [-1, 1]. Computed in
+    float64.
+
+    Args:
+        norm: `typical_norm` of everything golden of this kind. A row's own norm would make errors of nearly empty rows look
+            large, which nobody sees and no precision avoids.
     """
     got, want = (array.reshape(len(array), -1).astype(np.float64) for array in (got, want))
     norm_got, norm_want = np.linalg.norm(got, axis=1), np.linalg.norm(want, axis=1)
     difference = np.linalg.norm(got - want, axis=1)
-    relative = difference / np.where(norm_want > 0, norm_want, 1.0)
     norms = norm_got * norm_want
     cosine = np.where(norms > 0, (got * want).sum(axis=1) / np.where(norms > 0, norms, 1.0), norm_got == norm_want)
     error = float((difference**2).max()) / got.shape[1]
     psnr = PSNR_CAP_DB if error == 0 else min(PSNR_CAP_DB, 10 * math.log10(4 / error))
-    return Distance(relative_l2=float(relative.max()), psnr_db=psnr, cosine=float(cosine.min()))
+    return Distance(relative_l2=float(difference.max()) / norm, psnr_db=psnr, cosine=float(cosine.min()))
 
 
 def worst(distances: Iterable[Distance]) -> Distance:

@@ -16,7 +16,7 @@ from distill_rt.backends.base import Program
 from distill_rt.core.artifacts import Distance, GateReport, Precision
 from distill_rt.core.errors import GateError
 from distill_rt.core.spec import StudentSpec
-from distill_rt.export.distance import distance, within, worst
+from distill_rt.export.distance import distance, typical_norm, within, worst
 from distill_rt.export.golden import Golden
 from distill_rt.export.progress import Progress, silent
 from distill_rt.export.trajectory import run_plan
@@ -26,19 +26,17 @@ LoadProgram = Callable[[str, int], Program]
 """``load_program(component, num_images)``."""
 
 COMPONENT_BARS: Mapping[Precision, Distance] = {
-    # One evaluation, worst golden row. Healthy engines measure (docs/backends.md): fp32 3e-6, the order of sums; bf16 1e-2,
-    # and 0.11 in the rows of least noise, where the network must tell noise of 0.02 from an image that bfloat16 rounds to
-    # 0.004. A wrong layer, a swapped input or an overflow measures 0.3 and more.
+    # One evaluation. Healthy engines measure fp32 2e-6, the order of sums; bf16 1e-2, and 0.07 in rows of least noise,
+    # where the network must tell noise of 0.02 from an image that bfloat16 rounds to 0.004. Without one of its middle
+    # layers the digits teacher measures 0.08: in bf16 that is for the trajectories to find.
     "fp32": Distance(relative_l2=1e-4, psnr_db=70.0, cosine=0.999999),
-    "fp16": Distance(relative_l2=5e-2, psnr_db=35.0, cosine=0.998),
-    "bf16": Distance(relative_l2=2e-1, psnr_db=25.0, cosine=0.98),
+    "bf16": Distance(relative_l2=1.5e-1, psnr_db=25.0, cosine=0.98),
 }
 TRAJECTORY_BARS: Mapping[Precision, Distance] = {
     # Finished images, the figure that counts: the table weighs errors of low-noise rows down, and early ones are fed back.
-    # Healthy engines measure fp32 2e-6, bf16 8e-3 (PSNR 51 dB). Below 30 dB people see a difference.
+    # Healthy engines measure fp32 1e-6, bf16 8e-3 (PSNR 51 dB); without one middle layer the digits teacher measures 0.21.
     "fp32": Distance(relative_l2=1e-3, psnr_db=60.0, cosine=0.99999),
-    "fp16": Distance(relative_l2=2e-2, psnr_db=36.0, cosine=0.999),
-    "bf16": Distance(relative_l2=8e-2, psnr_db=30.0, cosine=0.995),
+    "bf16": Distance(relative_l2=3e-2, psnr_db=36.0, cosine=0.999),
 }
 
 
@@ -74,10 +72,13 @@ def run_gate(
             smallest[i] = program = load_program(name, num_images)
             (output,) = component.outputs
             got = evaluate_rows(program, component.inputs)
-            figure = _compare(got, component.outputs[output], component_bar, f"component {name} at batch {num_images}")
+            want = component.outputs[output]
+            what = f"component {name} at batch {num_images}"
+            figure = _compare(got, want, typical_norm(want), component_bar, what)
             figures[name].append(figure)
             done += 1
     trajectories = {}
+    norm = typical_norm(np.concatenate([run.images for run in golden.trajectories]))
     for run in golden.trajectories:
         progress("gate", done, num_checks)
         images = run_plan(
@@ -88,7 +89,7 @@ def run_gate(
             seeds=run.seeds,
             labels=run.labels,
         )
-        trajectories[run.name] = _compare(images, run.images, trajectory_bar, f"trajectory {run.name}")
+        trajectories[run.name] = _compare(images, run.images, norm, trajectory_bar, f"trajectory {run.name}")
         done += 1
     progress("gate", num_checks, num_checks)
     return GateReport(
@@ -113,7 +114,7 @@ def evaluate_rows(program: Program, inputs: Mapping[str, Array]) -> Array:
     return np.concatenate(results)
 
 
-def _compare(got: Array, want: Array, bar: Distance, what: str) -> Distance:
+def _compare(got: Array, want: Array, norm: float, bar: Distance, what: str) -> Distance:
     num_bad = int(np.size(got) - np.isfinite(got).sum())
     if num_bad:
         raise GateError(
@@ -122,7 +123,7 @@ def _compare(got: Array, want: Array, bar: Distance, what: str) -> Distance:
             hint="compile with --precision fp32",
             details={"what": what, "not_finite": num_bad},
         )
-    figure = distance(got, want)
+    figure = distance(got, want, norm)
     if not within(figure, bar):
         raise GateError(
             f"{what} is too far from the student: relative L2 {figure.relative_l2:.3g} (at most {bar.relative_l2:g}), "

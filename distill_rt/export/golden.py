@@ -87,7 +87,7 @@ def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = sile
 
     scales = sorted({spec.guidance.min, spec.guidance.default, spec.guidance.max})
     seeds = tuple(FIRST_SEED + i for i in range(NUM_IMAGES))
-    trajectories = []
+    trajectories: list[TrajectoryGolden] = []
     for done, steps in enumerate(spec.steps):
         progress("golden outputs", done, len(spec.steps))
         # All scales of a plan in one batch: long plans of teachers take seconds.

@@ -103,6 +103,7 @@ class Pipeline:
         self,
         *,
         labels: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
         seed: int | None = None,
         num_images: int | None = None,
         steps: int | None = None,
@@ -121,6 +122,7 @@ class Pipeline:
         """
         request = Request(
             labels=labels,  # type: ignore[arg-type]  # any sequence; Request makes it a tuple
+            prompts=prompts,  # type: ignore[arg-type]
             seed=seed,
             num_images=num_images,
             steps=steps,

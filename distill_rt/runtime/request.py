@@ -35,6 +35,7 @@ class Request:
 
     Args:
         labels: one for all images or one per image; only for a student that takes labels.
+        prompts: texts; only for a student that takes text.
         seed: 0 to 2**64 - 1; image k draws its noise from seed + k (modulo 2**64). None draws one and reports it.
         num_images: 1 to `MAX_IMAGES`. None: as many as there are labels or latents, else 1.
         steps: one of the contract's plans.
@@ -47,6 +48,7 @@ class Request:
     """
 
     labels: tuple[int, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     seed: int | None = None
     num_images: int | None = None
     steps: int | None = None
@@ -56,6 +58,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.labels is not None:
             object.__setattr__(self, "labels", _labels(self.labels))
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", _prompts(self.prompts))
         if self.seed is not None:
             object.__setattr__(self, "seed", _integer("seed", self.seed, 0, NUM_SEEDS - 1))
         if self.num_images is not None:
@@ -78,6 +82,7 @@ class Request:
             UsageError: outside of the contract; the message lists what is allowed.
         """
         num_images = self._count()
+        spec.check_prompts(self.prompts)
         labels = spec.check_labels(None if self.labels is None else list(self.labels), num_images)
         if self.latents is not None:
             _check_latents(self.latents, num_images, spec.sample_shape)
@@ -203,6 +208,16 @@ def _labels(values: Any) -> tuple[int, ...]:
             hint="one label for all images is labels=[3]",
         )
     return tuple(_integer("a label", value, -NUM_SEEDS, None) for value in values)
+
+
+def _prompts(values: Any) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(v, str) for v in values):
+        raise UsageError(
+            f"prompts must be a list of texts, got {values!r:.40}",
+            code="prompts-type",
+            hint="one prompt for all images is prompts=['...']",
+        )
+    return tuple(values)
 
 
 def _check_latents(latents: NDArray[Any], num_images: int, sample_shape: tuple[int, int, int]) -> None:

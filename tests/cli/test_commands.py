@@ -72,6 +72,7 @@ def test_generate_one_file_per_image(engine: Path, tmp_path: Path, capsys: Captu
         (["--label", "1", "--steps", "0"], "steps-out-of-range"),
         (["--label", "1", "--guidance", "9"], "guidance-not-in-contract"),
         (["--label", "1", "--guidance", "nan"], "guidance-type"),
+        (["--label", "1", "--prompt", "a digit"], "condition-not-in-contract"),
         (["--label", "10"], "label-not-in-contract"),
         (["--label", "-1"], "label-not-in-contract"),
         ([], "label-missing"),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from distill_rt.core.artifacts import Distance
-from distill_rt.export.distance import PSNR_CAP_DB, distance, within, worst
+from distill_rt.export.distance import PSNR_CAP_DB, distance, typical_norm, within, worst
 
 
 def test_by_hand() -> None:
     want = np.array([[3.0, 4.0]], np.float32)
     got = np.array([[3.0, 3.5]], np.float32)
-    figure = distance(got, want)
+    figure = distance(got, want, 5.0)
     assert figure.relative_l2 == pytest.approx(0.5 / 5)
     assert figure.psnr_db == pytest.approx(10 * math.log10(4 / (0.25 / 2)))
     assert figure.cosine == pytest.approx((9 + 14) / (5 * math.sqrt(9 + 3.5**2)))
@@ -24,13 +24,22 @@ def test_the_worst_row_counts() -> None:
     want = np.ones((3, 2, 4), np.float32)
     got = want.copy()
     got[1] *= 1.5
-    assert distance(got, want).relative_l2 == pytest.approx(0.5)
-    assert distance(got[:1], want[:1]).relative_l2 == 0
+    norm = typical_norm(want)
+    assert norm == pytest.approx(math.sqrt(8))
+    assert distance(got, want, norm).relative_l2 == pytest.approx(0.5)
+    assert distance(got[:1], want[:1], norm).relative_l2 == 0
+
+
+def test_a_row_of_nearly_nothing_is_measured_by_the_others() -> None:
+    want = np.array([[1.0, 0.0], [0.0, 1.0], [1e-6, 0.0]])
+    got = want.copy()
+    got[2] = [0.0, 0.0]
+    assert distance(got, want, typical_norm(want)).relative_l2 == pytest.approx(1e-6 / math.sqrt(2 / 3))
 
 
 def test_equal_arrays() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
-    figure = distance(x, x)
+    figure = distance(x, x, typical_norm(x))
     assert figure.relative_l2 == 0
     assert figure.psnr_db == PSNR_CAP_DB
     assert figure.cosine == pytest.approx(1)
@@ -39,10 +48,11 @@ def test_equal_arrays() -> None:
 def test_zeros() -> None:
     """A network whose last layer is still zero: equal is perfect, anything else is not."""
     zero, one = np.zeros((1, 4)), np.full((1, 4), 0.5)
-    assert distance(zero, zero) == Distance(relative_l2=0.0, psnr_db=PSNR_CAP_DB, cosine=1.0)
-    assert distance(one, zero).relative_l2 == pytest.approx(1.0)
-    assert distance(one, zero).cosine == 0
-    assert distance(zero, one).relative_l2 == pytest.approx(1.0)
+    assert typical_norm(zero) == 1
+    assert distance(zero, zero, 1.0) == Distance(relative_l2=0.0, psnr_db=PSNR_CAP_DB, cosine=1.0)
+    assert distance(one, zero, 1.0).relative_l2 == pytest.approx(1.0)
+    assert distance(one, zero, 1.0).cosine == 0
+    assert distance(zero, one, 1.0).relative_l2 == pytest.approx(1.0)
 
 
 def test_worst_and_within() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from distill_rt.backends.base import allocate, network_batch
+from distill_rt.backends.registry import BACKENDS, Target, backend_for
 from distill_rt.core.artifacts import GateReport, Precision
 from distill_rt.core.errors import GateError
 from distill_rt.export.gate import COMPONENT_BARS, TRAJECTORY_BARS, evaluate_rows, run_gate
@@ -135,12 +136,11 @@ def test_bars_widen_with_the_precision() -> None:
     assert failed(rounded, precision="fp32").code == "gate-failed"
 
 
-def test_bars_are_ordered() -> None:
+def test_there_are_bars_for_what_backends_offer() -> None:
+    offered = {precision for name in BACKENDS for precision in backend_for(Target.parse(name)).precisions}
+    assert set(COMPONENT_BARS) == set(TRAJECTORY_BARS) == offered
     for bars in (COMPONENT_BARS, TRAJECTORY_BARS):
-        errors = [bars[precision].relative_l2 for precision in ("fp32", "fp16", "bf16")]
-        assert errors == sorted(errors)
-        assert errors[-1] < 0.3  # what a wrong layer measures
-    assert set(COMPONENT_BARS) == set(TRAJECTORY_BARS) == {"fp32", "fp16", "bf16"}
+        assert bars["fp32"].relative_l2 < bars["bf16"].relative_l2
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7])

@@ -7,9 +7,10 @@ solver, with the scale as an input (Luo et al. 2023, arXiv 2310.04378, section 4
 Two laws for the pair (t, s):
 
 * ``fixed``: t on a uniform grid of `num_levels` levels, s the next one down; the target network is an average (decay 0.95).
-* ``ect``: the noise ratio sigma / alpha is log-normal, the next is
-  ``ratio * max(0, 1 - 2^-(k+1) (1 + 8 sigmoid(-ratio)))`` with k growing over training, weight ``1 / (ratio - next)``, pseudo-Huber metric, the target is the student itself (Geng et al. 2024,
-  arXiv 2406.14548, sections 3.2 and 3.3, whose sigma is our ratio; the step is the teacher's where they use the data).
+* ``ect``: the noise ratio sigma / alpha is log-normal, the next one is
+  ``ratio * max(0, 1 - 2^-(k+1) (1 + 8 sigmoid(-ratio)))`` with k growing over training, weight ``1 / (ratio - next)``,
+  pseudo-Huber metric, the target is the student itself (Geng et al. 2024, arXiv 2406.14548, sections 3.2, 3.3, whose sigma is
+  our ratio; the step is the teacher's where they use the data).
 """
 
 from __future__ import annotations
