@@ -49,7 +49,7 @@ def typed_graph(source: Path, component: Component, precision: Precision, destin
     """
     if precision == "fp32":
         return source
-    onnx = require("onnx", extra="export")
+    onnx = require("onnx", extra="cpu")
     model = onnx.load(str(source))
     _Lowering(onnx, model, component, precision).run()
     # Not ByteSize(), which serialises: protobuf cannot hold 2 GiB.
