@@ -1,6 +1,6 @@
 """Print the requirements of the package and of some of its extras, one per line: what `make` installs before the package.
 
-    python .ci/requirements.py dev
+python .ci/requirements.py dev
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _text(report: dict[str, Any]) -> str:
     memory_mib = latency["peak_memory_bytes"] / 2**20
     lines += [
         "",
-        f"The runtime adds {latency['overhead']['p50_ms']:.3f} ms to the network calls of one image, and the whole process peaks "
+        f"The runtime adds {latency['overhead']['p50_ms']:.3f} ms to the network calls of one image; the process peaks "
         f"at {memory_mib:.0f} MiB. [Quality of every method](docs/methods.md), "
         "[backends against each other](docs/backends.md).",
     ]

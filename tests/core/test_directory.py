@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -127,14 +128,14 @@ def test_a_reader_sees_the_old_or_the_new_one(final):
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for i in range(1, 60):
+    for i in itertools.count(1):
         write(final, str(i), force=True)
+        if (i >= 60 and len(seen) > 5) or wrong:
+            break
     stop.set()
     for reader in readers:
         reader.join()
     assert wrong == []
-    assert len(seen) > 5
-    assert content(final) == ("59", "59")
 
 
 def test_everything_is_synced_before_it_is_renamed(final, monkeypatch):

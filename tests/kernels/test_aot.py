@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -335,13 +337,61 @@ def test_marshalling() -> None:
         Parameter(name="x", kind="pointer", size_bytes=4)
 
 
+class FakeCore:
+    """What `LoadedPack` uses of cuda.core; `refuses` says with which error an image is turned down."""
+
+    def __init__(self, pack: KernelPack, refuses: dict[str, str]) -> None:
+        self.pack, self.refuses, self.launched = pack, refuses, []  # type: ignore[var-annotated]
+        self.ObjectCode = SimpleNamespace(from_cubin=self.load, from_ptx=self.load)
+        self.LaunchConfig = SimpleNamespace
+
+    def load(self, image: bytes, name: str) -> Any:
+        kernel = self.pack.body.kernels[name]
+        (target,) = {t for t, i in kernel.images.items() if hashlib.sha256(image).hexdigest() == i.file.sha256}
+        if target in self.refuses:
+            raise RuntimeError(self.refuses[target])
+        sizes = [SimpleNamespace(size=parameter.size_bytes) for parameter in kernel.parameters]
+        return SimpleNamespace(
+            get_kernel=lambda entry: SimpleNamespace(entry=entry, target=target, arguments_info=sizes)
+        )
+
+    def launch(self, stream: Any, config: Any, kernel: Any, *args: Any) -> None:
+        self.launched.append((stream, config, kernel, args))
+
+
+@requires_triton
+def test_loading_takes_the_next_image_and_says_so(pack: KernelPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = FakeCore(pack, {"sm_90": "CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image"})
+    monkeypatch.setattr(loaded_pack, "require_driver", lambda: None)
+    monkeypatch.setattr(loaded_pack, "require", lambda module, extra: core)
+    device = SimpleNamespace(compute_capability=SimpleNamespace(major=9, minor=0))
+    name = "to_uint8-fp32"
+    loaded = loaded_pack.LoadedPack(pack, device, [name])
+    assert loaded.choice.target == "ptx_80"
+    assert "driver compiles its PTX" in loaded.note
+
+    loaded.launch("stream", name, (7, 2, 1), [4096, 8192, 48, 16, 3, 48])
+    ((stream, config, kernel, args),) = core.launched
+    assert (stream, kernel.entry, kernel.target) == ("stream", "to_uint8", "ptx_80")
+    assert (config.grid, config.block, config.shmem_size) == ((7, 2, 1), (128, 1, 1), 0)
+    assert len(args) == len(pack.body.kernels[name].parameters)
+
+    core.refuses["ptx_80"] = "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: too old"
+    with pytest.raises(TargetError, match="takes no image") as caught:
+        loaded_pack.LoadedPack(pack, device, [name])
+    assert caught.value.code == "kernel-pack-refused"
+    core.refuses["sm_90"] = "CUDA_ERROR_OUT_OF_MEMORY: no"
+    with pytest.raises(RuntimeError, match="OUT_OF_MEMORY"):  # another image would not help
+        loaded_pack.LoadedPack(pack, device, [name])
+
+
 @requires_triton
 def test_loading_without_a_driver(pack: KernelPack) -> None:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         with pytest.raises(DistillError, match="no NVIDIA driver") as caught:
-            loaded_pack.LoadedPack(pack, collections.namedtuple("Device", "compute_capability")((9, 0)))
+            loaded_pack.LoadedPack(pack, SimpleNamespace())
         assert caught.value.code == "driver-missing"
     else:
         pytest.skip("this machine has a driver")

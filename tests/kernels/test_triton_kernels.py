@@ -134,8 +134,11 @@ def tensors(*, state: str = "fp32", network: str = "fp32", gap: int = 0, **array
         elif name in ("row", "w", "factor", "bound", "phi"):
             given[name] = Given(values=array.astype(np.float32))
         else:
-            values = array.astype(np.float32)
-            given[name] = Given(values=values, dtype=network if name in ("F", "F_u", "scaled") else state, gap=gap)
+            # Another distance for each of the three families that has a stride of its own.
+            dtype, distance = {"F": (network, 3 * gap), "F_u": (network, 3 * gap), "scaled": (network, 2 * gap)}.get(
+                name, (state, gap)
+            )
+            given[name] = Given(values=array.astype(np.float32), dtype=dtype, gap=distance)
     return given
 
 
