@@ -15,7 +15,8 @@ from distill_rt.core.optional import installed
 ROOT = Path(__file__).parent.parent
 OPTIONAL = [
     "torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "triton",
-    "tensorrt", "cuda", "sklearn", "scipy", "matplotlib", "rich", "psutil", "safetensors", "fastapi", "uvicorn", "ray",
+    "tensorrt", "tensorrt_rtx", "cuda", "sklearn", "scipy", "matplotlib", "rich", "psutil", "safetensors", "fastapi",
+    "uvicorn", "ray",
 ]  # fmt: skip
 NEEDS = {
     # Layers that are a package's own, imported only where it is installed.

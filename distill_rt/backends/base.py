@@ -70,8 +70,6 @@ class Backend(Protocol):
 
     name: ClassVar[str]
     """The part before the colon of a target."""
-    device: ClassVar[str]
-    """The part after it."""
     extra: ClassVar[str]
     """The pip extra of this project that installs it."""
     precisions: ClassVar[tuple[Precision, ...]]
@@ -79,11 +77,32 @@ class Backend(Protocol):
     bit_exact_batches: ClassVar[bool]
     """Whether an image promises the same bits in every batch and at every position of it (float32 only). `compile` then
     always builds batch 1, compares every other batch with it bit for bit and leaves out what differs."""
+    joins_batches: ClassVar[bool]
+    """Whether one compiled component serves all batches. If not, `compile` is called once for each."""
+    typed_graphs: ClassVar[bool]
+    """Whether a component computes in the types of its graph. `compile` then gets a graph in the precision that was asked for
+    (`distill_rt.export.precision`); else a float32 graph, and the backend chooses the arithmetic."""
     rewrites: ClassVar[tuple[str, ...]]
     """Graph rewrites (names of `distill_rt.export.rewrites`) that make the exported graph faster here."""
 
+    @property
+    def device(self) -> str:
+        """The part of a target after the colon."""
+        ...
+
     def unavailable(self) -> str | None:
-        """Why this machine cannot use the backend, or None. Cheap: imports nothing heavy."""
+        """Which package is missing, or None. Cheap: imports nothing heavy."""
+        ...
+
+    def cannot_build(self) -> str | None:
+        """Why this machine cannot compile for the target although the package is there, or None. Cheap."""
+        ...
+
+    def cannot_run(self) -> str | None:
+        """Why engines for the target do not run on this machine although the package is there, or None. Cheap.
+
+        Such an engine can still be compiled if `cannot_build` says None; its gate then runs on the target.
+        """
         ...
 
     def check(self, options: CompileOptions) -> None:
@@ -106,15 +125,16 @@ class Backend(Protocol):
         self,
         onnx_path: Path,
         component: Component,
-        batch: int,
+        batches: Sequence[int],
         out_dir: Path,
         stem: str,
         options: CompileOptions,
     ) -> tuple[str, ...]:
-        """Compile one graph for B = `batch` and write it.
+        """Compile one graph and write it.
 
         Args:
             onnx_path: the graph, B dynamic.
+            batches: values of B, ascending; exactly one unless `joins_batches`.
             out_dir, stem: files are named ``<stem>.*`` in `out_dir`.
 
         Returns:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill_rt.backends.base import Backend, CompileOptions, Program, network_batch
 from distill_rt.backends.fingerprint import check_engine
 from distill_rt.core.artifacts import Compiled, EngineBody
-from distill_rt.core.errors import ArtifactError
+from distill_rt.core.errors import ArtifactError, GateError
 from distill_rt.core.manifest import Manifest, decode_body, read_manifest, verify_files
 
 
@@ -42,12 +43,16 @@ class Engine:
         )
 
 
-def open_engine(directory: str | Path) -> Engine:
+def open_engine(directory: str | Path, *, ungated: bool = False) -> Engine:
     """Read and verify an engine, and check that it was compiled for this machine.
+
+    Args:
+        ungated: accept an engine whose gate has not run; for who is about to run it.
 
     Raises:
         ArtifactError: missing, damaged, foreign or from another version.
         TargetError: compiled for another machine or other versions; the hint rebuilds it.
+        GateError: built on a machine that could not run it, and its gate has not run since.
     """
     directory = Path(directory)
     manifest = read_manifest(directory, "engine")
@@ -56,6 +61,12 @@ def open_engine(directory: str | Path) -> Engine:
     verify_files(directory, manifest)
     options = CompileOptions(precision=body.precision, num_threads=body.options["num_threads"])
     backend = check_engine(body, directory, options)
+    if body.gate is None and not ungated:
+        raise GateError(
+            f"{directory} was compiled on a machine that cannot run it, so nobody has compared it with the student yet",
+            code="gate-not-run",
+            hint=f"run its gate here, once: distill-rt verify {shlex.quote(str(directory))} --gate",
+        )
     return Engine(directory=directory, body=body, digest=manifest.digest, backend=backend, options=options)
 
 
@@ -72,6 +83,10 @@ def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> 
         problem = "every component must be compiled for every one of batches"
     elif not all(item.files and set(item.files) <= listed for items in body.components.values() for item in items):
         problem = "components name files that are not listed"
+    elif body.gate is None and body.golden is None:
+        problem = "its gate has not run, and there are no golden outputs to run it with"
+    elif body.golden is not None and body.golden not in listed:
+        problem = f"golden outputs {body.golden} are not listed"
     if problem:
         raise ArtifactError(
             f"{directory}/engine.json is inconsistent: {problem}",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_rt.backends.base import Backend, CompileOptions
-from distill_rt.backends.registry import BACKENDS, Target, backend_for
+from distill_rt.backends.registry import Target, backend_for
 from distill_rt.core.artifacts import EngineBody
-from distill_rt.core.errors import ArtifactError, TargetError
+from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 
 RECIPE = 1
 """Raise it when compiling the same bundle with the same settings starts to give another engine."""
@@ -62,20 +62,20 @@ def check_engine(body: EngineBody, directory: Path, options: CompileOptions) -> 
             code="artifact-damaged",
             hint=_rebuild(body, directory),
         )
-    if body.target not in BACKENDS:
-        raise TargetError(
-            f"{directory} was compiled for {body.target}, which this distill-rt does not know "
-            f"(targets: {', '.join(BACKENDS)})",
-            code="target-unknown",
-            hint="compile its bundle for one of these targets",
-        )
-    backend = backend_for(Target.parse(body.target))
+    backend = _backend_of(body, directory)
     reason = backend.unavailable()
     if reason is not None:
         raise TargetError(
             f"{directory} runs on {body.target}: {reason}",
             code="target-unavailable",
             hint=f"pip install 'distill-rt[{backend.extra}]'",
+        )
+    reason = backend.cannot_run()
+    if reason is not None:
+        raise TargetError(
+            f"{directory} runs on {body.target}: {reason}",
+            code="target-unavailable",
+            hint=f"copy it to a machine with {backend.device}; it is whole",
         )
     here = {"rewrites": list(backend.rewrites), "recipe": RECIPE, "machine": backend.fingerprint_parts(options)}
     for name, was, now in _differences({key: parts.get(key) for key in here}, here):
@@ -86,6 +86,17 @@ def check_engine(body: EngineBody, directory: Path, options: CompileOptions) -> 
             details={"part": name, "engine": was, "here": now},
         )
     return backend
+
+
+def _backend_of(body: EngineBody, directory: Path) -> Backend:
+    try:
+        return backend_for(Target.parse(body.target))
+    except UsageError as error:
+        raise TargetError(
+            f"{directory} was compiled for {body.target}, which this distill-rt does not know: {error.message}",
+            code="target-unknown",
+            hint="compile its bundle for a target of this version",
+        ) from error
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

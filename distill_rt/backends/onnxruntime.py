@@ -42,11 +42,19 @@ class OnnxRuntime:
     device: ClassVar[str] = "cpu"
     extra: ClassVar[str] = "onnxruntime"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    joins_batches: ClassVar[bool] = False
+    typed_graphs: ClassVar[bool] = False
     bit_exact_batches: ClassVar[bool] = True
     rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
 
     def unavailable(self) -> str | None:
         return None if installed("onnxruntime") else "package 'onnxruntime' is not installed"
+
+    def cannot_build(self) -> str | None:
+        return None
+
+    def cannot_run(self) -> str | None:
+        return None
 
     def check(self, options: CompileOptions) -> None:
         if options.precision not in self.precisions:
@@ -81,12 +89,13 @@ class OnnxRuntime:
         self,
         onnx_path: Path,
         component: Component,
-        batch: int,
+        batches: Sequence[int],
         out_dir: Path,
         stem: str,
         options: CompileOptions,
     ) -> tuple[str, ...]:
         self.check(options)
+        (batch,) = batches
         ort = require("onnxruntime", extra=self.extra)
         session_options = _session_options(ort, options)
         session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -40,11 +40,19 @@ class OpenVINO:
     device: ClassVar[str] = "cpu"
     extra: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
+    joins_batches: ClassVar[bool] = False
+    typed_graphs: ClassVar[bool] = False
     bit_exact_batches: ClassVar[bool] = False
     rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
 
     def unavailable(self) -> str | None:
         return None if installed("openvino") else "package 'openvino' is not installed"
+
+    def cannot_build(self) -> str | None:
+        return None
+
+    def cannot_run(self) -> str | None:
+        return None
 
     def check(self, options: CompileOptions) -> None:
         if options.precision not in self.precisions:
@@ -87,12 +95,13 @@ class OpenVINO:
         self,
         onnx_path: Path,
         component: Component,
-        batch: int,
+        batches: Sequence[int],
         out_dir: Path,
         stem: str,
         options: CompileOptions,
     ) -> tuple[str, ...]:
         self.check(options)
+        (batch,) = batches
         ov = _import_openvino()
         core = ov.Core()
         try:

@@ -1,11 +1,11 @@
-"""Targets by name: ``openvino:cpu``, ``onnxruntime:cpu``, ``auto``."""
+"""Targets by name: ``openvino:cpu``, ``onnxruntime:cpu``, ``tensorrt:sm90``, ``tensorrt-rtx:sm86+sm89``, ``auto``."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from distill_rt.backends.base import Backend
 from distill_rt.core.errors import TargetError, UsageError
@@ -14,6 +14,11 @@ BACKENDS: Mapping[str, str] = {
     # Order is preference: `auto` takes the first that this machine can use.
     "openvino:cpu": "distill_rt.backends.openvino:OpenVINO",
     "onnxruntime:cpu": "distill_rt.backends.onnxruntime:OnnxRuntime",
+}
+FAMILIES: Mapping[str, str] = {
+    # The device is a compute capability: the constructor takes it, and knows which there are.
+    "tensorrt": "distill_rt.backends.tensorrt.backend:TensorRT",
+    "tensorrt-rtx": "distill_rt.backends.tensorrt.backend:TensorRTRTX",
 }
 AUTO = "auto"
 
@@ -35,22 +40,30 @@ class Target:
         Raises:
             UsageError: no such target; the message lists those that exist.
         """
-        if text not in BACKENDS:
+        backend, _, device = text.partition(":")
+        if text not in BACKENDS and backend not in FAMILIES:
+            names = [*BACKENDS, *(f"{family}:smXX" for family in FAMILIES), AUTO]
             raise UsageError(
-                f"there is no target {text!r}; targets are {', '.join([*BACKENDS, AUTO])}",
+                f"there is no target {text!r}; targets are {', '.join(names)}",
                 code="target-unknown",
                 hint="choose one of these (command line: --target)",
-                details={"targets": [*BACKENDS, AUTO]},
+                details={"targets": names},
             )
-        backend, _, device = text.partition(":")
+        if backend in FAMILIES:
+            device = _load(FAMILIES[backend])(device).device  # one spelling of sm89+sm86
         return cls(backend=backend, device=device)
 
 
 def backend_for(target: Target) -> Backend:
     """The backend of a target, whether or not this machine can use it."""
-    module, _, name = BACKENDS[str(target)].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), name)()
+    family = FAMILIES.get(target.backend)
+    backend: Backend = _load(BACKENDS[str(target)])() if family is None else _load(family)(target.device)
     return backend
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def resolve_target(text: str) -> tuple[Target, Backend]:

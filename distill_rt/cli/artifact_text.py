@@ -5,13 +5,15 @@ Reads manifests only; `verify` reads the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, PlanInfo, read_info
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.core import codec
-from distill_rt.core.artifacts import BundleBody, Distance, EngineBody, StudentBody
+from distill_rt.core.artifacts import BundleBody, Distance, EngineBody, GateReport, StudentBody
 from distill_rt.core.manifest import Kind, Manifest, decode_body, kind_of, read_manifest
 from distill_rt.core.spec import StudentSpec, TensorSpec
 
@@ -74,14 +76,7 @@ def describe_engine(directory: Path) -> Outcome:
         "bundle": body.bundle_digest,
         "built in": f"{body.build_seconds:.1f} s",
     }
-    distances = {
-        **body.gate.components,
-        "  bar of components": body.gate.component_bar,
-        **body.gate.trajectories,
-        "  bar of trajectories": body.gate.trajectory_bar,
-    }
-    rows = [[name, *_distance(distance)] for name, distance in distances.items()]
-    gate = table(["gate", "relative L2", "PSNR dB", "cosine"], rows)
+    plans = _plan_infos(directory, body)
     data = {
         "target": body.target,
         "precision": body.precision,
@@ -92,8 +87,10 @@ def describe_engine(directory: Path) -> Outcome:
         "build_seconds": body.build_seconds,
         "options": body.options,
         "gate": codec.to_json(body.gate),
+        **({"plans": codec.to_json(plans)} if plans else {}),
     }
-    return _outcome(directory, manifest, body.spec, data, [pairs(about), gate])
+    blocks = [pairs(about), *([_plan_table(plans)] if plans else []), _gate(directory, body.gate)]
+    return _outcome(directory, manifest, body.spec, data, blocks)
 
 
 _DESCRIBE: dict[Kind, Callable[[Path], Outcome]] = {
@@ -154,6 +151,39 @@ def _plans(spec: StudentSpec) -> str:
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
     return " ".join(f"{tensor.name}[{','.join(map(str, tensor.shape))}]" for tensor in tensors)
+
+
+def _gate(directory: Path, report: GateReport | None) -> str:
+    if report is None:
+        return f"gate  NOT RUN YET; on the target: distill-rt verify {shlex.quote(str(directory))} --gate"
+    distances = {
+        **report.components,
+        "  bar of components": report.component_bar,
+        **report.trajectories,
+        "  bar of trajectories": report.trajectory_bar,
+    }
+    rows = [[name, *_distance(distance)] for name, distance in distances.items()]
+    return table(["gate", "relative L2", "PSNR dB", "cosine"], rows)
+
+
+def _plan_infos(directory: Path, body: EngineBody) -> dict[str, PlanInfo]:
+    """What stands beside the plans of TensorRT engines; nothing for other targets."""
+    files = {name: items[0].files for name, items in body.components.items() if items}
+    return {name: read_info(directory, names) for name, names in files.items() if names[0].endswith(PLAN_SUFFIX)}
+
+
+def _plan_table(plans: Mapping[str, PlanInfo]) -> str:
+    rows = [
+        [
+            name,
+            plan.library,
+            " ".join(f"sm{number}" for number in plan.capabilities),
+            len(plan.profiles),
+            f"{'?' if plan.num_fused_attentions is None else plan.num_fused_attentions} of {plan.num_attentions}",
+        ]
+        for name, plan in plans.items()
+    ]
+    return table(["plan", "built by", "for", "profiles", "fused attentions"], rows)
 
 
 def _distance(distance: Distance) -> list[str]:

@@ -1,6 +1,8 @@
 """Compile a bundle for one target and check the engine against the student; below the bar nothing is written.
 
-Targets: openvino:cpu, onnxruntime:cpu, auto (the best of this machine; distill-rt doctor lists them).
+Targets: openvino:cpu, onnxruntime:cpu, tensorrt:sm90, tensorrt-rtx:sm86+sm89 (builds without a GPU), auto (the best of this
+machine; distill-rt doctor lists them). An engine for another machine carries its golden outputs: there, distill-rt verify
+ENGINE --gate compares it with the student, and nothing generates with it before that.
 """
 
 from __future__ import annotations
@@ -46,4 +48,6 @@ def run(args: argparse.Namespace) -> Outcome:
         )
     description = describe_engine(args.out)
     going_on = f"use it: distill-rt generate {args.out} --out images.png"
+    if description.data["gate"] is None:
+        going_on = f"copy it to its target, and there: distill-rt verify {args.out} --gate"
     return Outcome(data=description.data, text=f"{description.text}\n{going_on}")

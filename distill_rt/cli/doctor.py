@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_rt.backends import processor
 from distill_rt.backends.cache import engines_directory
-from distill_rt.backends.registry import BACKENDS, Target, backend_for
+from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
+from distill_rt.backends.registry import BACKENDS, FAMILIES, Target, backend_for
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.core.errors import DistillError
 from distill_rt.core.optional import installed
@@ -26,6 +29,8 @@ PACKAGES = {
     "pillow": "generating",
     "onnxruntime": "target onnxruntime:cpu",
     "openvino": "target openvino:cpu",
+    "tensorrt": "targets tensorrt:smXX",
+    "tensorrt-rtx": "targets tensorrt-rtx:smXX",
     "torch": "training, exporting",
     "diffusers": "training, exporting",
     "safetensors": "training, exporting, compiling",
@@ -45,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     del args
     packages = {name: _version(name) for name in PACKAGES}
+    gpus, no_gpu = cuda_devices()
     targets = {name: _target(name) for name in BACKENDS}
+    targets |= {f"{family}:smXX": _target(_device_of(family, gpus)) for family in FAMILIES}
     cache = engines_directory()
     engines, num_bytes = _cache_contents(cache)
     data = {
@@ -58,6 +65,8 @@ def run(args: argparse.Namespace) -> Outcome:
             "cores": processor.available_cores(),
             "instruction_sets": sorted(processor.instruction_sets()),
         },
+        "gpus": [str(gpu) for gpu in gpus],
+        "no_gpu": no_gpu,
         "kernels": list(available_implementations()),
         "packages": packages,
         "targets": targets,
@@ -74,6 +83,7 @@ def _text(data: dict[str, Any]) -> str:
         "distill-rt": f"{data['distill_rt']} on Python {data['python']} ({sys.executable})",
         "processor": f"{cpu['name']}, {cpu['cores']} cores",
         "instruction sets": " ".join(cpu["instruction_sets"]) or "unknown",
+        "GPUs": ", ".join(data["gpus"]) or data["no_gpu"],
         "kernels": native,
         "engine cache": f"{cache['path']}: {held}",
     }
@@ -86,6 +96,14 @@ def _text(data: dict[str, Any]) -> str:
         [[name, version or "-", PACKAGES[name]] for name, version in data["packages"].items()],
     )
     return "\n\n".join([pairs(about), targets, packages])
+
+
+def _device_of(family: str, gpus: Sequence[CudaDevice]) -> str:
+    """A target of a family, for the GPU of this machine where the family has it."""
+    for gpu in gpus:
+        with contextlib.suppress(DistillError):
+            return str(Target.parse(f"{family}:sm{gpu.capability}"))
+    return f"{family}:sm89"
 
 
 def _target(name: str) -> dict[str, Any]:
@@ -101,14 +119,24 @@ def _target(name: str) -> dict[str, Any]:
         except DistillError:  # this processor cannot: it is left out of the list
             continue
         precisions.append(precision)
-    builds = reason is None and installed("onnx")
-    return {"builds": builds, "runs": reason is None, "precisions": precisions, "reason": _why(reason, builds)}
+    no_build = reason or backend.cannot_build()
+    if no_build is None and not installed("onnx"):
+        no_build = "building needs the package 'onnx' (pip install 'distill-rt[export]')"
+    no_run = reason or backend.cannot_run()
+    return {
+        "builds": no_build is None,
+        "runs": no_run is None,
+        "precisions": precisions,
+        "reason": _why(no_build, no_run),
+    }
 
 
-def _why(reason: str | None, builds: bool) -> str | None:
-    if reason is None and not builds:
-        return "runs; building needs the package 'onnx' (pip install 'distill-rt[export]')"
-    return reason
+def _why(no_build: str | None, no_run: str | None) -> str | None:
+    if no_build is None and no_run is not None:
+        return f"builds for machines that have it; {no_run}"
+    if no_build is not None and no_run is None:
+        return f"runs; {no_build}"
+    return no_build
 
 
 def _version(distribution: str) -> str | None:

@@ -92,7 +92,9 @@ class EngineBody:
         fingerprint_parts: what went into it, so that a refusal can name the part that differs.
         batches: numbers of images with a compiled component, ascending.
         components: name -> one compiled component per batch size.
-        gate: the report of the gate that let it pass.
+        gate: the report of the gate that let it pass; None if it was built on a machine that cannot run it. The runtime
+            refuses such an engine until the gate has run on the target (``distill-rt verify ENGINE --gate``).
+        golden: golden inputs and outputs carried for that, relative to the engine; None if the gate ran at build.
         build_seconds: wall time of the build, without the gate.
         options: backend options that were pinned (JSON values).
     """
@@ -105,6 +107,7 @@ class EngineBody:
     fingerprint_parts: dict[str, Any]
     batches: tuple[int, ...]
     components: dict[str, tuple[Compiled, ...]]
-    gate: GateReport
+    gate: GateReport | None
+    golden: str | None = None
     build_seconds: float
     options: dict[str, Any] = field(default_factory=dict)

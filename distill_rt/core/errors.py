@@ -76,7 +76,7 @@ class ResourceError(DistillError):
 
 
 class GateError(DistillError):
-    """The compiled engine is not close enough to the student; nothing was published."""
+    """The compiled engine is not close enough to the student, or nobody has compared them; nothing was published or run."""
 
     exit_code = 6
     family = "gate"

@@ -16,12 +16,13 @@ from distill_rt.backends.registry import AUTO, Target, resolve_target
 from distill_rt.core import codec
 from distill_rt.core.artifacts import Compiled, EngineBody, Precision
 from distill_rt.core.directory import publish, refuse_existing
-from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 from distill_rt.core.manifest import write_manifest
 from distill_rt.export.bundle import Bundle, open_bundle
 from distill_rt.export.exactness import same_bits
 from distill_rt.export.gate import run_gate
-from distill_rt.export.golden import Golden, load_golden
+from distill_rt.export.golden import GOLDEN_FILE, Golden, load_golden, save_golden
+from distill_rt.export.precision import typed_graph
 from distill_rt.export.progress import Progress, silent
 from distill_rt.export.rewrites import rewrite_graph
 
@@ -75,6 +76,13 @@ def compile_bundle(
         num_threads=processor.available_cores() if num_threads is None else num_threads,
     )
     backend.check(options)
+    reason = backend.cannot_build()
+    if reason is not None:
+        raise TargetError(
+            f"{resolved} cannot be compiled on this machine: {reason}",
+            code="build-needs-target",
+            hint="compile it on the machine that shall run it",
+        )
     wanted = set(batches) | ({1} if backend.bit_exact_batches else set())
     builder = _Builder(opened, resolved, backend, options, tuple(sorted(wanted)), progress)
     if not use_cache:
@@ -112,20 +120,30 @@ class _Builder:
         self.key = fingerprint(self.parts)
 
     def build(self, directory: Path) -> None:
-        """Compile every component for every batch, pass the gate, write the manifest last."""
+        """Compile every component for every batch, pass the gate, write the manifest last.
+
+        Where this machine cannot run what it has built, the gate waits: the engine carries the golden outputs, says that
+        its gate has not run, and no pipeline loads it before `distill_rt.export.late_gate` has run it on the target.
+        """
         start = time.perf_counter()
         components = self._compile(directory)
         build_seconds = time.perf_counter() - start
         golden = load_golden(self.bundle.directory / self.bundle.body.golden)
-        batches = self._keep_exact(directory, components, golden)
-        gate = run_gate(
-            self.bundle.body.spec,
-            golden,
-            lambda name, num_images: self._load(directory, components[name][num_images]),
-            precision=self.options.precision,
-            batches=batches,
-            progress=self.progress,
-        )
+        elsewhere = self.backend.cannot_run()
+        gate, batches = None, self.batches
+        if elsewhere is None:
+            batches = self._keep_exact(directory, components, golden)
+            gate = run_gate(
+                self.bundle.body.spec,
+                golden,
+                lambda name, num_images: self._load(directory, components[name][num_images]),
+                precision=self.options.precision,
+                batches=batches,
+                progress=self.progress,
+            )
+        else:
+            self.progress(f"the gate cannot run here: {elsewhere}")
+            save_golden(directory / GOLDEN_FILE, golden)
         body = EngineBody(
             spec=self.bundle.body.spec,
             bundle_digest=self.bundle.digest,
@@ -136,6 +154,7 @@ class _Builder:
             batches=batches,
             components={name: tuple(items[batch] for batch in batches) for name, items in components.items()},
             gate=gate,
+            golden=None if gate is not None else GOLDEN_FILE,
             build_seconds=round(build_seconds, 3),
             options={
                 "num_threads": self.options.num_threads,
@@ -148,28 +167,33 @@ class _Builder:
 
     def _compile(self, directory: Path) -> dict[str, dict[int, Compiled]]:
         body = self.bundle.body
-        jobs = [(name, batch) for name in body.components for batch in self.batches]
+        groups = [self.batches] if self.backend.joins_batches else [(batch,) for batch in self.batches]
+        jobs = [(name, group) for name in body.components for group in groups]
         components: dict[str, dict[int, Compiled]] = {name: {} for name in body.components}
         with tempfile.TemporaryDirectory(prefix=".rewrite-", dir=directory) as scratch:
-            graphs = {
-                name: rewrite_graph(
-                    self.bundle.directory / component.file, self.backend.rewrites, Path(scratch) / f"{name}.onnx"
-                )
-                for name, component in body.components.items()
-            }
-            for done, (name, batch) in enumerate(jobs):
+            graphs = {name: self._graph(name, Path(scratch)) for name in body.components}
+            for done, (name, group) in enumerate(jobs):
                 self.progress(f"compiling for {self.target}", done, len(jobs))
                 files = self.backend.compile(
                     graphs[name],
                     body.components[name],
-                    network_batch(body.spec, batch),
+                    [network_batch(body.spec, batch) for batch in group],
                     directory,
-                    f"{name}.b{batch}",
+                    name if self.backend.joins_batches else f"{name}.b{group[0]}",
                     self.options,
                 )
-                components[name][batch] = Compiled(batch=batch, files=files)
+                components[name] |= {batch: Compiled(batch=batch, files=files) for batch in group}
         self.progress(f"compiling for {self.target}", len(jobs), len(jobs))
         return components
+
+    def _graph(self, name: str, scratch: Path) -> Path:
+        """The graph of one component as the backend wants it."""
+        component = self.bundle.body.components[name]
+        source = self.bundle.directory / component.file
+        graph = rewrite_graph(source, self.backend.rewrites, scratch / f"{name}.onnx")
+        if not self.backend.typed_graphs:
+            return graph
+        return typed_graph(graph, component, self.options.precision, scratch / f"{name}.{self.options.precision}.onnx")
 
     def _keep_exact(
         self, directory: Path, components: dict[str, dict[int, Compiled]], golden: Golden

@@ -26,6 +26,7 @@ from distill_rt.export.trajectory import Evaluate, run_plan
 
 Array = NDArray[Any]
 
+GOLDEN_FILE = "golden.safetensors"
 NUM_IMAGES = 2
 """Images per trajectory: teachers have plans of 64 steps, and every plan meets every guidance scale."""
 MAX_ROWS = 16

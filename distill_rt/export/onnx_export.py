@@ -17,7 +17,7 @@ from distill_rt.core.directory import publish, refuse_existing
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.manifest import write_manifest
 from distill_rt.core.optional import require
-from distill_rt.export.golden import make_golden, save_golden
+from distill_rt.export.golden import GOLDEN_FILE, make_golden, save_golden
 from distill_rt.export.onnx_graph import check_finite, evaluate, export_network
 from distill_rt.export.progress import Progress, silent
 from distill_rt.models import load_student
@@ -26,7 +26,6 @@ Array = NDArray[Any]
 
 ONE_THREAD_BELOW = 10_000_000
 """Parameters; a layer of a network with fewer is done before a second thread has woken up, or is waited for."""
-GOLDEN_FILE = "golden.safetensors"
 VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "diffusers")
 
 

@@ -180,11 +180,11 @@ def test_parts_that_do_not_belong_together(engine: Path, field: str) -> None:
 
 def test_a_target_of_a_later_version(engine: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        content["body"]["target"] = "tensorrt:sm90"
-        change_parts(content["body"], "target", value="tensorrt:sm90")
+        content["body"]["target"] = "abacus:beads"
+        change_parts(content["body"], "target", value="abacus:beads")
 
     edit_manifest(engine / "engine.json", change)
-    assert "compiled for tensorrt:sm90, which this distill-rt does not know" in refused(engine, TargetError).message
+    assert "compiled for abacus:beads, which this distill-rt does not know" in refused(engine, TargetError).message
 
 
 def test_the_package_is_missing(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def compile_and_load(
 ) -> Program:
     backend = backend_for(Target.parse(target))
     options = CompileOptions(precision=precision, num_threads=num_threads)
-    files = backend.compile(graph, COMPONENT, batch, directory, "network0.b1", options)
+    files = backend.compile(graph, COMPONENT, [batch], directory, "network0.b1", options)
     assert files
     assert {path.name for path in directory.iterdir()} == set(files)  # everything written is named
     return backend.load(directory, files, COMPONENT.inputs, COMPONENT.outputs, batch, options)
@@ -171,7 +171,7 @@ def test_a_graph_that_is_none_is_refused_in_one_line(target: str, tmp_path: Path
     out.mkdir()
     backend = backend_for(Target.parse(target))
     with pytest.raises(TargetError) as caught:
-        backend.compile(tmp_path / "x.onnx", COMPONENT, 1, out, "x", CompileOptions(precision="fp32", num_threads=1))
+        backend.compile(tmp_path / "x.onnx", COMPONENT, [1], out, "x", CompileOptions(precision="fp32", num_threads=1))
     assert "\n" not in caught.value.message
 
 

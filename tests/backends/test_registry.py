@@ -18,7 +18,7 @@ def test_every_registered_target_has_its_backend(text: str) -> None:
     assert f"{backend.name}:{backend.device}" == text
 
 
-@pytest.mark.parametrize("text", ["", "openvino", "openvino:", "openvino:gpu", "tensorrt:sm90", "cpu", "OpenVINO:cpu"])
+@pytest.mark.parametrize("text", ["", "openvino", "openvino:", "openvino:gpu", "rtx:sm89", "cpu", "OpenVINO:cpu"])
 def test_an_unknown_target_lists_those_that_exist(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Target.parse(text)

@@ -275,7 +275,7 @@ def test_another_kind_of_artifact(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "family", "code"),
     [
-        ({"target": "tensorrt:sm90"}, UsageError, "target-unknown"),
+        ({"target": "abacus:beads"}, UsageError, "target-unknown"),
         ({"target": ORT, "precision": "bf16"}, TargetError, "precision-unsupported"),
         ({"target": ORT, "precision": "fp16"}, TargetError, "precision-unsupported"),
         ({"target": OV, "precision": "fp16"}, TargetError, "precision-unsupported"),

@@ -255,7 +255,7 @@ def test_large_weights_go_beside_the_graph(real_bundle: Path, tmp_path: Path) ->
     for graph in (real_bundle / component.file, path):
         backend, options = OnnxRuntime(), CompileOptions(precision="fp32", num_threads=1)
         rewritten = rewrite_graph(graph, backend.rewrites, tmp_path / "rewritten.onnx")
-        files = backend.compile(rewritten, component, 2, tmp_path, "compiled", options)
+        files = backend.compile(rewritten, component, [2], tmp_path, "compiled", options)
         program = backend.load(tmp_path, files, component.inputs, component.outputs, 2, options)
         for name, value in inputs.items():
             program.inputs[name][:] = value

@@ -1,0 +1,183 @@
+"""Targets ``tensorrt:sm90`` and ``tensorrt-rtx:sm89``: one compiled plan per component, for all batches.
+
+TensorRT-RTX builds for its target anywhere and compiles kernels on the target when it loads. TensorRT measures kernels while
+it builds, so it builds on the target only. What decides an engine is the target and the library's version, never the machine
+that built it: a TensorRT-RTX engine from a laptop has the fingerprint of one from the target.
+
+Not run on a GPU yet: everything after the build.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distill_rt.backends.base import CompileOptions, Program
+from distill_rt.backends.cache import engines_directory
+from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
+from distill_rt.backends.tensorrt.builder import BuildOptions, build_plan, build_settings
+from distill_rt.backends.tensorrt.capability import (
+    RTX_CAPABILITIES,
+    TENSORRT_CAPABILITIES,
+    check_arithmetic,
+    parse_capabilities,
+)
+from distill_rt.backends.tensorrt.library import TITLES, Flavour, load_library
+from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, Plan, PlanInfo, open_plan, read_info, write_plan
+from distill_rt.backends.tensorrt.profiles import make_profiles
+from distill_rt.core.artifacts import Component, Precision
+from distill_rt.core.errors import TargetError
+from distill_rt.core.optional import installed
+from distill_rt.core.spec import TensorSpec
+
+NO_RUNTIME = "this version of distill-rt builds plans, but does not run them yet"
+"""Why not even the right GPU helps; goes when the runtime takes a `Plan`."""
+
+
+class TensorRT:
+    """Target ``tensorrt:smXX``. `TensorRTRTX` differs in its class variables and in where it builds."""
+
+    name: ClassVar[str] = "tensorrt"
+    flavour: ClassVar[Flavour] = "tensorrt"
+    extra: ClassVar[str] = "tensorrt"
+    devices: ClassVar[tuple[int, ...]] = TENSORRT_CAPABILITIES
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32")
+    bit_exact_batches: ClassVar[bool] = False
+    joins_batches: ClassVar[bool] = True
+    typed_graphs: ClassVar[bool] = True
+    # GroupNormalization stays whole: TensorRT fuses it with the SiLU that follows.
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    several_devices: ClassVar[bool] = False
+
+    def __init__(self, device: str) -> None:
+        self.capabilities = parse_capabilities(device, self.devices, target=self.name, several=self.several_devices)
+        self.device = "+".join(f"sm{number}" for number in self.capabilities)
+
+    # -- what this machine can do ----------------------------------------------------------------------------------------
+
+    def unavailable(self) -> str | None:
+        return None if installed(self.flavour) else f"package {self.flavour!r} is not installed"
+
+    def cannot_build(self) -> str | None:
+        missing = self._no_matching_gpu()
+        return missing and f"{TITLES[self.flavour]} measures kernels on the GPU that it builds for, and {missing}"
+
+    def cannot_run(self) -> str | None:
+        return self._no_matching_gpu() or NO_RUNTIME
+
+    def check(self, options: CompileOptions) -> None:
+        check_arithmetic(options.precision, self.capabilities, target=f"{self.name}:{self.device}")
+
+    def _no_matching_gpu(self) -> str | None:
+        devices, reason = cuda_devices()
+        if reason:
+            return f"this machine has no usable GPU: {reason}"
+        if self._matching_gpu(devices) is None:
+            return f"this machine has {', '.join(map(str, devices))}, not {self.device.replace('+', ' or ')}"
+        return None
+
+    def _matching_gpu(self, devices: Sequence[CudaDevice]) -> CudaDevice | None:
+        return next((device for device in devices if device.capability in self.capabilities), None)
+
+    # -- what decides an engine ------------------------------------------------------------------------------------------
+
+    def settings(self, options: CompileOptions) -> dict[str, Any]:
+        return {
+            "precision": options.precision,
+            "capabilities": list(self.capabilities),
+            "profiles": "a point per batch, and one range over them",
+            **build_settings(load_library(self.flavour)),
+        }
+
+    def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
+        return {"compiler": load_library(self.flavour).compiler, "settings": self.settings(options)}
+
+    # -- build and load --------------------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        onnx_path: Path,
+        component: Component,
+        batches: Sequence[int],
+        out_dir: Path,
+        stem: str,
+        options: CompileOptions,
+    ) -> tuple[str, ...]:
+        self.check(options)
+        library = load_library(self.flavour)
+        profiles = make_profiles([{"B": batch} for batch in batches])
+        build = BuildOptions(capabilities=self.capabilities, timing_cache=self._timing_cache(library.version))
+        start = time.perf_counter()
+        built = build_plan(library, onnx_path, component.inputs, profiles, build)
+        info = PlanInfo(
+            library=library.compiler,
+            capabilities=self.capabilities,
+            profiles=profiles,
+            num_attentions=built.num_attentions,
+            num_fused_attentions=built.num_fused_attentions,
+            refittable=build.refittable,
+            build_seconds=round(time.perf_counter() - start, 3),
+        )
+        return write_plan(out_dir, f"{stem}{PLAN_SUFFIX}", built.plan, info)
+
+    def load(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        batch: int,
+        options: CompileOptions,
+    ) -> Program:
+        reason = self.cannot_run()
+        raise TargetError(
+            f"{directory / files[0]} cannot be loaded: {reason}",
+            code="target-unavailable",
+            hint=f"run it on a machine with {self.device.replace('+', ' or ')}",
+        )
+
+    def open_plan(
+        self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> Plan:
+        """Deserialise what `compile` wrote, on the current CUDA device: where the runtime takes over.
+
+        Raises:
+            TargetError: another library, another GPU, or no GPU.
+            ArtifactError: the file is not what it is listed as.
+        """
+        library = load_library(self.flavour)
+        info = read_info(directory, files)
+        if info.library != library.compiler:
+            raise TargetError(
+                f"{directory / files[0]} was built by {info.library}, this is {library.compiler}; plans belong to one release",
+                code="engine-stale",
+                hint=f"pip install '{info.library.replace(' ', '==')}', or compile it again with --force",
+            )
+        return open_plan(library, directory / files[0], info, inputs, outputs)
+
+    def _timing_cache(self, version: str) -> Path | None:
+        """Measurements belong to one version on one kind of GPU."""
+        device = self._matching_gpu(cuda_devices()[0])
+        if device is None:
+            return None
+        gpu = re.sub(r"\W+", "-", device.name).strip("-").lower()
+        return engines_directory().parent / "timing" / f"{self.flavour}-{version}-{gpu}.cache"
+
+
+class TensorRTRTX(TensorRT):
+    """Target ``tensorrt-rtx:smXX``, several joined by ``+``: GeForce and RTX cards. Builds on any machine."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    flavour: ClassVar[Flavour] = "tensorrt_rtx"
+    extra: ClassVar[str] = "tensorrt-rtx"
+    devices: ClassVar[tuple[int, ...]] = RTX_CAPABILITIES
+    several_devices: ClassVar[bool] = True
+
+    def cannot_build(self) -> str | None:
+        return None
+
+    def _timing_cache(self, version: str) -> Path | None:
+        return None  # it measures nothing
