@@ -16,7 +16,8 @@ setup: $(VENV)/.installed
 
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt "scikit-build-core>=1.0" "pybind11>=2.13" "ninja" $$($(BIN)/python .ci/requirements.py dev)
+	$(BIN)/python .ci/requirements.py dev > $(VENV)/requirements.txt
+	$(BIN)/pip install -q -c constraints.txt "scikit-build-core>=1.0" "pybind11>=2.13" ninja -r $(VENV)/requirements.txt
 	touch $@
 
 # Not editable: an editable install puts the checkout on sys.path, where transformers takes our kernels/ folder for

@@ -1,4 +1,4 @@
-"""Print the requirements of the package and of some of its extras, one per line: what `make` installs before the package.
+"""Print the requirements of the package and of some of its extras, for `pip install -r`: what `make` installs before the package.
 
 python .ci/requirements.py dev
 """
@@ -23,4 +23,4 @@ def requirements(extra: str) -> list[str]:
 
 
 wanted = [*project["dependencies"], *(r for extra in sys.argv[1:] for r in requirements(extra))]
-print("\n".join(dict.fromkeys(re.sub(r"\s", "", line) for line in wanted)))
+print("\n".join(dict.fromkeys(wanted)))
