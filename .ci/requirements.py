@@ -1,4 +1,4 @@
-"""Print the requirements of the package and of some of its extras, for `pip install -r`: what `make` installs before the package.
+"""Print the requirements of the package and of some of its extras, for `pip install -r`: `make` installs them first.
 
 python .ci/requirements.py dev
 """
