@@ -130,12 +130,14 @@ def test_a_reader_sees_the_old_or_the_new_one(final):
         reader.start()
     for i in itertools.count(1):
         write(final, str(i), force=True)
-        if (i >= 60 and len(seen) > 5) or wrong:
+        if (i >= 60 and len(seen) > 5) or wrong or not any(reader.is_alive() for reader in readers):
             break
+    alive = [reader.is_alive() for reader in readers]
     stop.set()
     for reader in readers:
         reader.join()
     assert wrong == []
+    assert all(alive)
 
 
 def test_everything_is_synced_before_it_is_renamed(final, monkeypatch):

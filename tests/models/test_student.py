@@ -171,8 +171,9 @@ def test_a_reader_beside_a_writer_never_gets_a_mixture(tmp_path):
     reader.start()
     for i in itertools.count(1):
         save_student(shared, spec, [networks[i % 4]], force=True)
-        if i >= 20 and len({student.digest for student in loaded}) > 1:
+        if (i >= 20 and len({student.digest for student in loaded}) > 1) or not reader.is_alive():
             break
+    assert reader.is_alive(), "it was refused a student that was whole all the time"
     stop.set()
     reader.join()
     inputs = make_inputs(spec)
