@@ -10,7 +10,7 @@ from distill_rt.backends.base import Backend, CompileOptions, Program, network_b
 from distill_rt.backends.fingerprint import check_engine
 from distill_rt.core.artifacts import Compiled, EngineBody
 from distill_rt.core.errors import ArtifactError, GateError
-from distill_rt.core.manifest import Manifest, decode_body, read_manifest, verify_files
+from distill_rt.core.manifest import Manifest, decode_body, read_manifest, read_whole, verify_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,11 @@ def open_engine(directory: str | Path, *, ungated: bool = False) -> Engine:
         TargetError: compiled for another machine or other versions; the hint rebuilds it.
         GateError: built on a machine that could not run it, and its gate has not run since.
     """
-    directory = Path(directory)
+    path = Path(directory)
+    return read_whole(path, "engine", lambda: _open(path, ungated=ungated))
+
+
+def _open(directory: Path, *, ungated: bool) -> Engine:
     manifest = read_manifest(directory, "engine")
     body = decode_body(manifest, EngineBody, directory)
     _check_consistent(body, manifest, directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_rt.core.artifacts import BundleBody
 from distill_rt.core.errors import ArtifactError
-from distill_rt.core.manifest import decode_body, read_manifest, verify_files
+from distill_rt.core.manifest import decode_body, read_manifest, read_whole, verify_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,11 @@ def open_bundle(directory: str | Path) -> Bundle:
     Raises:
         ArtifactError: missing, damaged, foreign or from another version.
     """
-    directory = Path(directory)
+    path = Path(directory)
+    return read_whole(path, "bundle", lambda: _open(path))
+
+
+def _open(directory: Path) -> Bundle:
     manifest = read_manifest(directory, "bundle")
     body = decode_body(manifest, BundleBody, directory)
     listed = {entry.path for entry in manifest.files}

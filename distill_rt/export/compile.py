@@ -66,7 +66,7 @@ def compile_bundle(
         ResourceError: the disk or the cache is full or not writable.
     """
     out = Path(out) if str(out) else Path(bundle).with_suffix(".engine")
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, ours="engine.json")
     _check_batches(batches)
     progress("verifying the bundle")
     opened = open_bundle(bundle)
@@ -86,12 +86,12 @@ def compile_bundle(
     wanted = set(batches) | ({1} if backend.bit_exact_batches else set())
     builder = _Builder(opened, resolved, backend, options, tuple(sorted(wanted)), progress)
     if not use_cache:
-        with publish(out, force=force) as directory:
+        with publish(out, force=force, ours="engine.json") as directory:
             builder.build(directory)
         return out
     with cached_engine(builder.key, builder.build, rebuild=force, notify=progress) as cached:
         try:
-            with publish(out, force=force) as directory:
+            with publish(out, force=force, ours="engine.json") as directory:
                 _copy(cached, directory)
         except UsageError:
             # It did not stand there when we began: another process has compiled the same engine to the same place.

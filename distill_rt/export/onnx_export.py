@@ -58,7 +58,7 @@ def export_student(
     out = Path(out)
     if mode != "step":
         raise UsageError(f"there is no export mode {mode!r}", code="mode-unknown", hint="use step")
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, ours="bundle.json")
     progress("loading the student")
     loaded = load_student(student)
     spec = loaded.spec
@@ -70,7 +70,7 @@ def export_student(
                 code="network-unused",
                 hint="drop it from the contract and train again",
             )
-    with _threads(loaded.networks), publish(out, force=force) as directory:
+    with _threads(loaded.networks), publish(out, force=force, ours="bundle.json") as directory:
         components = {}
         for i, network in enumerate(loaded.networks):
             progress("exporting graphs", i, len(loaded.networks))
