@@ -23,6 +23,7 @@ import numpy as np
 
 from distill_rt.backends import processor
 from distill_rt.backends.base import Array, CompileOptions, allocate
+from distill_rt.backends.signal_stack import kept_signal_stack
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.core.optional import installed, require
@@ -109,8 +110,9 @@ class OpenVINO:
             model.reshape({spec.name: list(spec.concrete(batch)) for spec in component.inputs})
             if options.precision != "fp32":
                 _keep_scalars_exact(ov, model, component.inputs)
-            compiled = core.compile_model(model, DEVICE, self.settings(options))
-            blob = compiled.export_model()
+            with kept_signal_stack():
+                compiled = core.compile_model(model, DEVICE, self.settings(options))
+                blob = compiled.export_model()
         except RuntimeError as error:
             raise _refused("cannot compile", onnx_path, error) from error
         self._check_precision(ov, compiled, options)
@@ -132,9 +134,10 @@ class OpenVINO:
         try:
             # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them.
             blob = np.fromfile(path, np.uint8)
-            compiled = ov.Core().import_model(ov.Tensor(blob, shared_memory=True), DEVICE, self.settings(options))
-            self._check_precision(ov, compiled, options)
-            return OpenVINOProgram(ov, compiled, allocate(inputs, batch), allocate(outputs, batch), blob)
+            with kept_signal_stack():
+                compiled = ov.Core().import_model(ov.Tensor(blob, shared_memory=True), DEVICE, self.settings(options))
+                self._check_precision(ov, compiled, options)
+                return OpenVINOProgram(ov, compiled, allocate(inputs, batch), allocate(outputs, batch), blob)
         except RuntimeError as error:
             raise _refused("cannot load", path, error) from error
 

@@ -190,24 +190,62 @@ def _indent(text: str) -> str:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does; outside of the main thread Python cannot set that up."""
+    """SIGINT, SIGTERM and SIGHUP unwind the command; outside of the main thread Python cannot set that up.
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise _Ended(number)
+    Not while a module is being imported: an exception in the middle of an extension's start-up ends the process inside of
+    C++ (pybind11 aborts), or is swallowed. Then a timer asks again until the import is done.
+    """
+    alarm: int | None = getattr(signal, "SIGALRM", None)
+    pending: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if number != alarm:
+            pending.append(number)
+        if alarm is not None and _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        elif pending:
+            raise _Ended(pending[0])
 
     before: dict[int, Any] = {}
+    defaults = (signal.SIG_DFL, signal.default_int_handler)  # an ignored signal (nohup) stays ignored
     try:
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(number) is signal.SIG_DFL:  # an ignored signal (nohup) stays ignored
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None), alarm):
+            if number is not None and signal.getsignal(number) in defaults:
                 before[number] = signal.signal(number, end)
     except ValueError:  # not the main thread
         pass
     try:
         yield
     finally:
+        if alarm in before:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the command is in the middle of an import (not whether `main` itself was called by one)."""
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def entry() -> None:
+    """The console script: `main`, and an end that nothing can change.
+
+    After a signal the process leaves at once. Python would otherwise turn exit code 130 into a death by SIGINT if the
+    exception had passed through code that a library ran from a string, and would wait for threads of libraries.
+    """
+    code = main()
+    if code > 128:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

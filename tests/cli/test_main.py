@@ -199,6 +199,32 @@ sys.exit(main(["bench", {str(engine)!r}, "--requests", "100000000", "--out", "re
     assert os.listdir(tmp_path) == ["started"]
 
 
+def test_a_signal_waits_for_an_import(tmp_path: Path) -> None:
+    """An exception in the middle of an extension's start-up would end the process inside of C++."""
+    (tmp_path / "heavy.py").write_text(
+        "import pathlib, time\npathlib.Path('started').touch()\ntime.sleep(1)\npathlib.Path('imported').touch()\n"
+    )
+    program = """
+import sys
+from distill_rt.cli import doctor
+from distill_rt.cli.main import main
+def run(args):
+    sys.path.insert(0, ".")
+    import heavy
+    while True:
+        pass
+doctor.run = run
+raise SystemExit(main(["doctor"]))
+"""
+    process = start(program, tmp_path)
+    wait_for(tmp_path / "started", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines() == ["distill-rt: ended by SIGINT"]
+    assert (tmp_path / "imported").exists()
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     """nohup: the terminal goes, the work goes on."""
     program = """

@@ -202,6 +202,7 @@ def test_exporting_again_is_silent_and_gives_the_same(
     """The same bundle, so that its engines are in the cache; and stdout is left to the one object of ``--json``."""
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "old").write_text("")
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")  # a damaged bundle is ours to replace
     stages: list[str] = []
     again = export_student(
         student, tmp_path / "bundle", force=True, progress=lambda stage, done=0, total=0, /: stages.append(stage)
@@ -211,6 +212,14 @@ def test_exporting_again_is_silent_and_gives_the_same(
     assert not (again / "old").exists()
     assert stages[0] == "loading the student"
     assert {"exporting graphs", "golden outputs"} <= set(stages)
+
+
+def test_force_spares_what_is_not_a_bundle(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_text("")
+    with pytest.raises(UsageError, match="not ours"):
+        export_student(student, tmp_path / "photos", force=True)
+    assert (tmp_path / "photos" / "1.jpg").exists()
 
 
 def test_the_package_can_be_called(student: Path, tmp_path: Path) -> None:
