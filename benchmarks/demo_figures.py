@@ -55,12 +55,10 @@ def _text(report: dict[str, Any]) -> str:
         lines.append(
             f"| {images}, {run['steps']} steps | {times['p50']:.2f} | {times['p99']:.2f} | {run['images_per_s']:.0f} |"
         )
-    memory_mib = latency["peak_memory_bytes"] / 2**20
     lines += [
         "",
-        f"The runtime adds {latency['overhead']['p50_ms']:.3f} ms to the network calls of one image; the process peaks "
-        f"at {memory_mib:.0f} MiB. [Quality of every method](docs/methods.md), "
-        "[backends against each other](docs/backends.md).",
+        f"The runtime adds {latency['overhead']['p50_ms']:.3f} ms to the network calls of one image. "
+        "[Quality of every method](docs/methods.md), [backends against each other](docs/backends.md).",
     ]
     return "\n".join(lines)
 
