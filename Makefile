@@ -47,7 +47,8 @@ typed: setup
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p distill_rt
 
 bench: setup
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/benchmarks.json
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-json=benchmarks/results/benchmarks.json
+	$(BIN)/python benchmarks/summarise.py benchmarks/results/benchmarks.json
 
 quality: setup
 	$(BIN)/python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md

@@ -84,7 +84,7 @@ def compiled(
     options = CompileOptions(precision=precision, num_threads=NUM_THREADS)
     stem = f"{backend.name}.{precision}.b{batch}"
     graph = rewrite_graph(case.graph, backend.rewrites, case.directory / f"{stem}.rewritten.onnx")
-    files = backend.compile(graph, case.component, batch, case.directory, stem, options)
+    files = backend.compile(graph, case.component, [batch], case.directory, stem, options)
 
     def load() -> Program:
         return backend.load(case.directory, files, case.component.inputs, case.component.outputs, batch, options)
