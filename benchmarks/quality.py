@@ -113,19 +113,17 @@ def _measure(run: Run, seed: int, work: Path) -> Iterator[dict[str, Any]]:
     if not teacher_path.exists():
         _say(f"teacher of {run.dataset}")
         train(f"{run.dataset}-teacher", teacher_path, resume=True)
-    started = time.monotonic()
     if not student_path.exists():
         _say(f"{run.key}, seed {seed}")
         distill(run.method, teacher_path, student_path, steps=run.steps, settings=run.settings, seed=seed, resume=True)
-    seconds = round(time.monotonic() - started, 1)
     teacher, student = load_student(teacher_path), load_student(student_path)
     bench = open_bench(teacher, num_samples=NUM_SAMPLES[run.dataset], guidance=None, seed=seed)
     for num_steps in run.nfe:
-        yield from _measure_plan(run, seed, bench, student, num_steps, seconds)
+        yield from _measure_plan(run, seed, bench, student, num_steps)
 
 
 def _measure_plan(
-    run: Run, seed: int, bench: QualityBench, student: Student, num_steps: int, seconds: float
+    run: Run, seed: int, bench: QualityBench, student: Student, num_steps: int
 ) -> Iterator[dict[str, Any]]:
     yardstick = measure_yardstick(bench, student, num_steps, baseline_steps=num_steps // run.baseline_divisor)
     table = student.spec.plans[num_steps]
@@ -140,7 +138,6 @@ def _measure_plan(
         **dataclasses.asdict(measured),
         "passed": not failures,
         "failures": failures,
-        "training_s": seconds,
         "floor": dataclasses.asdict(yardstick.floor),
         "baselines": {name: dataclasses.asdict(m) for name, m in yardstick.baselines.items()},
     }

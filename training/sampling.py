@@ -78,15 +78,13 @@ def raw_output(
     labels = [] if label_B is None else [label_B]
     if spec.guidance.mode == "embedded":
         assert w_B is not None
-        return _tensor(network(x_BCHW, *times, *labels, w_B))
+        embedded: Tensor = network(x_BCHW, *times, *labels, w_B)
+        return embedded
     if spec.guidance.mode == "none" or label_B is None or w_B is None:
-        return _tensor(network(x_BCHW, *times, *labels))
+        plain: Tensor = network(x_BCHW, *times, *labels)
+        return plain
     assert spec.condition.null_label is not None
     both_labels = torch.cat([torch.full_like(label_B, spec.condition.null_label), label_B])
     both = network(torch.cat([x_BCHW, x_BCHW]), *[torch.cat([time, time]) for time in times], both_labels)
     F_u, F_c = (half.numpy() for half in both.chunk(2))
     return torch.from_numpy(combine_guidance(F_u, F_c, w_B.numpy(), rescale=spec.guidance.rescale))
-
-
-def _tensor(value: Tensor) -> Tensor:
-    return value

@@ -115,7 +115,7 @@ class QualityBench:
         return 2 if self.teacher.spec.guidance.mode == "cfg" else 1
 
     def reference_table(self) -> StepTable:
-        """DPM-Solver++(2M) at 64 evaluations: on these problems closer to the exact ODE than DDIM at twice as many."""
+        """DPM-Solver++(2M) at 64 evaluations."""
         spec = self.teacher.spec
         num_steps = REFERENCE_EVALUATIONS // self.evaluations_per_step
         return dpmpp_2m(spec.process, spec.parameterization, [1.0 - i / num_steps for i in range(num_steps)])

@@ -1,7 +1,6 @@
 """The digits teacher: class-conditional, with classifier-free guidance, on 8x8 handwritten digits.
 
-A UNet of 1.1 M parameters in v prediction on the cosine process. On two CPU cores 1,500 steps of 128 take about two minutes and
-give samples that a classifier on two sets of its own cannot tell from the data's (see docs/methods.md).
+A UNet of 1.1 M parameters in v prediction on the cosine process; benchmarks/results/demo.json says how long training it took.
 """
 
 from __future__ import annotations
