@@ -41,7 +41,7 @@ HOMES = {
     # package -> (where it may be imported at all, where also at the top of a file)
     "torch": ((*TORCH_PARTS, "distill_rt/export/", "distill_rt/cli/demo"), (*TORCH_PARTS, "distill_rt/export/onnx_")),
     "diffusers": (("distill_rt/models/",), ()),
-    "transformers": ((), ()),
+    "transformers": (("distill_rt/models/",), ()),
     "onnx": (("distill_rt/export/",), ()),
     "onnxscript": (("distill_rt/export/",), ()),
     "onnx_ir": (("distill_rt/export/",), ()),
@@ -53,6 +53,7 @@ HOMES = {
     "cuda": (("distill_rt/kernels/",), ()),
     "fastapi": ((), ()),
     "ray": ((), ()),
+    "tokenizers": (("distill_rt/core/tokenizer.py",), ()),
     "safetensors": ((*TORCH_PARTS, "distill_rt/export/golden.py"), TORCH_PARTS),
     "sklearn": (("distill_rt/training/",), ()),
     "scipy": (("distill_rt/training/",), ()),

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import UsageError
-from distill_rt.core.spec import StudentSpec, TensorSpec
+from distill_rt.core.spec import TEXT_ENCODER, StudentSpec, TensorSpec
 
 Array = NDArray[Any]
 
@@ -82,6 +82,8 @@ class Backend(Protocol):
     typed_graphs: ClassVar[bool]
     """Whether a component computes in the types of its graph. `compile` then gets a graph in the precision that was asked for
     (`distill_rt.export.precision`); else a float32 graph, and the backend chooses the arithmetic."""
+    runs_on: ClassVar[Literal["host", "cuda"]]
+    """Where programs read and write: in NumPy memory, or in the memory of a CUDA device."""
     rewrites: ClassVar[tuple[str, ...]]
     """Graph rewrites (names of `distill_rt.export.rewrites`) that make the exported graph faster here."""
 
@@ -165,6 +167,20 @@ class Backend(Protocol):
 def network_batch(spec: StudentSpec, num_images: int) -> int:
     """Evaluations in one network call for `num_images` images: cfg runs [uncond, cond] as one batch of twice the size."""
     return 2 * num_images if spec.guidance.mode == "cfg" else num_images
+
+
+def component_batch(spec: StudentSpec, component: str, num_images: int) -> int:
+    """Rows in one call of a component for `num_images` images: cfg doubles those of networks, nothing else."""
+    return network_batch(spec, num_images) if component.startswith("network") else num_images
+
+
+def component_batches(component: str, batches: Sequence[int], *, joined: bool) -> tuple[int, ...]:
+    """The numbers of images, of an engine's ascending `batches`, that a component is compiled for.
+
+    The text encoder runs one prompt at a time (`distill_rt.runtime.text_cache`), so a file of its own for every batch would
+    never be read; one file that serves all batches (`Backend.joins_batches`) costs nothing more.
+    """
+    return tuple(batches) if joined or component != TEXT_ENCODER else tuple(batches[:1])
 
 
 def allocate(specs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:

@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill_rt.backends.base import Backend, CompileOptions, Program, network_batch
+from distill_rt.backends.base import Backend, CompileOptions, Program, component_batch, component_batches
 from distill_rt.backends.fingerprint import check_engine
-from distill_rt.core.artifacts import Compiled, EngineBody
+from distill_rt.core.artifacts import EngineBody
 from distill_rt.core.errors import ArtifactError, GateError
 from distill_rt.core.manifest import Manifest, decode_body, read_manifest, read_whole, verify_files
 
@@ -26,19 +26,20 @@ class Engine:
     def load(self, component: str, num_images: int) -> Program:
         """The program of one component for one of `body.batches`.
 
-        Its B is `network_batch(body.spec, num_images)`: under cfg the first half is unconditional.
+        Its B is `component_batch(body.spec, component, num_images)`: under cfg the first half of a network's is unconditional.
+        The text encoder may be there for the smallest batch only (`component_batches`).
 
         Raises:
             TargetError: the backend's runtime refuses the files.
         """
         (compiled,) = (item for item in self.body.components[component] if item.batch == num_images)
-        spec = self.body.spec
+        inputs, outputs = self.body.spec.components()[component]
         return self.backend.load(
             self.directory,
             compiled.files,
-            spec.network_inputs(),
-            spec.network_outputs(),
-            network_batch(spec, num_images),
+            inputs,
+            outputs,
+            component_batch(self.body.spec, component, num_images),
             self.options,
         )
 
@@ -81,14 +82,16 @@ def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> 
     problem = ""
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         problem = f"options.num_threads must be a positive integer, got {threads!r}"
-    elif set(body.components) != {f"network{i}" for i in range(len(body.spec.networks))}:
-        problem = f"components must be the {len(body.spec.networks)} networks of the contract"
-    elif not body.batches or any(_batches(items) != body.batches for items in body.components.values()):
+    elif set(body.components) != set(body.spec.components()):
+        problem = f"components must be {', '.join(body.spec.components())}, as the contract says"
+    elif not body.batches or any(not _complete(name, body) for name in body.components):
         problem = "every component must be compiled for every one of batches"
     elif not all(item.files and set(item.files) <= listed for items in body.components.values() for item in items):
         problem = "components name files that are not listed"
     elif body.gate is None and body.golden is None:
         problem = "its gate has not run, and there are no golden outputs to run it with"
+    elif (body.tokenizer is None) != (body.spec.condition.kind != "text") or body.tokenizer not in (None, *listed):
+        problem = f"tokenizer {body.tokenizer} is not that of a {body.spec.condition.kind} condition, or is not listed"
     elif body.golden is not None and body.golden not in listed:
         problem = f"golden outputs {body.golden} are not listed"
     if problem:
@@ -99,5 +102,6 @@ def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> 
         )
 
 
-def _batches(items: tuple[Compiled, ...]) -> tuple[int, ...]:
-    return tuple(item.batch for item in items)
+def _complete(component: str, body: EngineBody) -> bool:
+    compiled = tuple(item.batch for item in body.components[component])
+    return compiled in {component_batches(component, body.batches, joined=joined) for joined in (True, False)}

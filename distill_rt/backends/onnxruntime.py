@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from distill_rt.backends import processor
 from distill_rt.backends.base import Array, CompileOptions, allocate
@@ -44,6 +44,7 @@ class OnnxRuntime:
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = False
+    runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     bit_exact_batches: ClassVar[bool] = True
     rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
 

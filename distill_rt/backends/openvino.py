@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class OpenVINO:
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = False
+    runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     bit_exact_batches: ClassVar[bool] = False
     rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
 

@@ -13,10 +13,19 @@ Mode = Literal["step"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentBody:
-    """student.json: the contract; `weights[i]` is the safetensors file of `spec.networks[i]`."""
+    """student.json: the contract and its files.
+
+    Args:
+        weights: `weights[i]` is the safetensors file of `spec.networks[i]`.
+        text_encoder, decoder: safetensors files of these; None where the contract has none.
+        tokenizer: ``tokenizer.json`` of a text condition (`distill_rt.core.tokenizer`).
+    """
 
     spec: StudentSpec
     weights: tuple[str, ...]
+    text_encoder: str | None = None
+    decoder: str | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +50,7 @@ class Component:
 class BundleBody:
     """bundle.json: a student as graphs, with golden inputs and outputs computed by the student in float32.
 
-    Components are named ``network0``, ``network1``, ... after `spec.networks`.
+    Components are those of `StudentSpec.components`; `tokenizer` is the file of a text condition.
     """
 
     spec: StudentSpec
@@ -49,6 +58,7 @@ class BundleBody:
     mode: Mode
     components: dict[str, Component]
     golden: str
+    tokenizer: str | None = None
     versions: dict[str, str]
 
 
@@ -91,10 +101,11 @@ class EngineBody:
         fingerprint: sha256 over everything that decides what the engine computes (`distill_rt.backends.fingerprint`).
         fingerprint_parts: what went into it, so that a refusal can name the part that differs.
         batches: numbers of images with a compiled component, ascending.
-        components: name -> one compiled component per batch size.
+        components: name -> one compiled component per batch size (the text encoder: `compiled_batches`).
         gate: the report of the gate that let it pass; None if it was built on a machine that cannot run it. The runtime
             refuses such an engine until the gate has run on the target (``distill-rt verify ENGINE --gate``).
         golden: golden inputs and outputs carried for that, relative to the engine; None if the gate ran at build.
+        tokenizer: file of a text condition, relative to the engine.
         build_seconds: wall time of the build, without the gate.
         options: backend options that were pinned (JSON values).
     """
@@ -109,5 +120,6 @@ class EngineBody:
     components: dict[str, tuple[Compiled, ...]]
     gate: GateReport | None
     golden: str | None = None
+    tokenizer: str | None = None
     build_seconds: float
     options: dict[str, Any] = field(default_factory=dict)

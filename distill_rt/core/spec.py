@@ -6,95 +6,22 @@ It travels with the weights and is checked at every stage; a request that breaks
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from distill_rt.core.errors import UsageError
+from distill_rt.core import request_checks
+from distill_rt.core.condition import Condition, Guidance
 from distill_rt.core.prediction import Parameterization
 from distill_rt.core.process import NoiseProcess
 from distill_rt.core.table import StepTable
+from distill_rt.core.tensor_spec import Dtype, TensorSpec
 
-Dtype = Literal["float32", "float16", "bfloat16", "int64", "uint8"]
+__all__ = ["Condition", "Decoder", "Dtype", "Guidance", "NetworkSpec", "StudentSpec", "TensorSpec"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorSpec:
-    """Name, dtype and dimensions of one tensor; the symbol ``"B"`` is the number of images."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int | str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        if set(data) != {"name", "dtype", "shape"}:
-            raise ValueError(f"a tensor has name, dtype and shape, got {sorted(data)}")
-        name, dtype, shape = data["name"], data["dtype"], data["shape"]
-        if not isinstance(name, str) or dtype not in typing.get_args(Dtype):
-            raise ValueError(
-                f"a tensor has a name and one of the types {', '.join(typing.get_args(Dtype))}, got {data}"
-            )
-        if not isinstance(shape, list) or not all(type(dim) is int or isinstance(dim, str) for dim in shape):
-            raise ValueError(f"the shape of tensor {name!r} must be integers and symbols, got {shape!r}")
-        return cls(name=name, dtype=dtype, shape=tuple(shape))
-
-    def concrete(self, num_images: int) -> tuple[int, ...]:
-        """The shape for a number of images."""
-        return tuple(num_images if dim == "B" else int(dim) for dim in self.shape)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Condition:
-    """What a request may ask for: nothing or a class label.
-
-    Args:
-        kind: ``none`` or ``label``.
-        num_classes: labels are 0 ... num_classes - 1 (label only).
-        null_label: the label that means "no condition", used by the unconditional evaluation of guidance.
-    """
-
-    kind: Literal["none", "label"] = "none"
-    num_classes: int = 0
-    null_label: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "label") != (self.num_classes > 0) or self.num_classes < 0:
-            raise ValueError(f"a {self.kind} condition cannot have {self.num_classes} classes")
-        if self.null_label is not None and (self.kind == "none" or self.null_label < 0):
-            raise ValueError(f"a {self.kind} condition cannot have the null label {self.null_label}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
-    """How guidance enters, in the convention F_u + w (F_c - F_u): w = 1 is none.
-
-    Args:
-        mode: ``none`` (no choice: baked in or absent), ``embedded`` (w is an input of the network, one evaluation) or
-            ``cfg`` (two evaluations per step, combined outside of the network).
-        min, max: allowed w, inclusive.
-        default: w when the request says nothing.
-        rescale: phi of Lin et al. 2023 (cfg only), 0 is off.
-    """
-
-    mode: Literal["none", "embedded", "cfg"] = "none"
-    min: float = 1.0
-    max: float = 1.0
-    default: float = 1.0
-    rescale: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.min) and math.isfinite(self.max) and self.min <= self.default <= self.max):
-            raise ValueError(f"guidance needs min <= default <= max, got {self.min}, {self.default}, {self.max}")
-        if not 0.0 <= self.rescale <= 1.0 or (self.rescale and self.mode != "cfg"):
-            raise ValueError(f"guidance rescale is in [0, 1] and for cfg only, got {self.rescale} for {self.mode}")
+TEXT_ENCODER = "text_encoder"
+DECODER = "decoder"
+Tensors = tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,18 +33,38 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Decoder:
+    """What turns the latents that the table moves into images.
+
+    Args:
+        network: takes latents (B, C, H, W) and returns images in about [-1, 1]; the scaling and the shift of the latent space
+            are inside of it.
+        image_shape: (C', H', W') of an image.
+    """
+
+    network: NetworkSpec
+    image_shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if any(dim < 1 for dim in self.image_shape):
+            raise ValueError(f"image_shape must be positive (C, H, W), got {self.image_shape}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudentSpec:
     """The contract of one student.
 
     Args:
         name: short name, for people.
-        sample_shape: (C, H, W) of the state that the table moves.
+        sample_shape: (C, H, W) of the state that the table moves: pixels, or latents for a student with a decoder.
         process: noise process x_t = alpha_t x0 + sigma_t eps.
         parameterization: what the network's raw output means (prediction type and preconditioning).
         condition, guidance: what a request may choose.
         plans: number of steps -> step table; the only allowed numbers of steps.
         default_steps: the plan when the request says nothing.
         networks: the networks that rows name by `net_id`, in order.
+        text_encoder: tokens of a prompt to the `text` input of the networks; exactly for a text condition.
+        decoder: latents to images; None if the table moves pixels.
         provenance: how it was made (method, data, teacher digest, seed, versions): JSON values, for people.
     """
 
@@ -130,6 +77,8 @@ class StudentSpec:
     plans: dict[int, StepTable]
     default_steps: int
     networks: tuple[NetworkSpec, ...]
+    text_encoder: NetworkSpec | None = None
+    decoder: Decoder | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,8 +90,11 @@ class StudentSpec:
             raise ValueError(f"default_steps {self.default_steps} is not among the plans {sorted(self.plans)}")
         if any(dim < 1 for dim in self.sample_shape):
             raise ValueError(f"sample_shape must be positive (C, H, W), got {self.sample_shape}")
-        if self.guidance.mode == "cfg" and self.condition.null_label is None:
-            raise ValueError("cfg guidance needs a condition with a null_label")
+        if self.guidance.mode == "cfg" and not self.condition.has_null:
+            raise ValueError("cfg guidance needs a condition with a null_label or null_tokens")
+        if (self.condition.kind == "text") != (self.text_encoder is not None):
+            has = "no text_encoder" if self.text_encoder is None else "a text_encoder"
+            raise ValueError(f"a student with a {self.condition.kind} condition cannot have {has}")
         top = max(row.net_id for table in self.plans.values() for row in table.rows)
         if top >= len(self.networks):
             raise ValueError(f"a table names network {top}, but there are {len(self.networks)}")
@@ -151,6 +103,11 @@ class StudentSpec:
     def steps(self) -> tuple[int, ...]:
         """The allowed numbers of steps, ascending."""
         return tuple(sorted(self.plans))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a finished image: the decoder's, else `sample_shape`."""
+        return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
     @property
     def uses_second_time(self) -> bool:
@@ -166,6 +123,8 @@ class StudentSpec:
             inputs.append(TensorSpec(name="second_time", dtype="float32", shape=("B",)))
         if self.condition.kind == "label":
             inputs.append(TensorSpec(name="label", dtype="int64", shape=("B",)))
+        if self.condition.kind == "text":
+            inputs.append(self._text)
         if self.guidance.mode == "embedded":
             inputs.append(TensorSpec(name="guidance", dtype="float32", shape=("B",)))
         return tuple(inputs)
@@ -173,122 +132,42 @@ class StudentSpec:
     def network_outputs(self) -> tuple[TensorSpec, ...]:
         return (TensorSpec(name="prediction", dtype="float32", shape=("B", *self.sample_shape)),)
 
-    # -- what a request may ask for ---------------------------------------------------------------------------------
+    def components(self) -> dict[str, tuple[Tensors, Tensors]]:
+        """Inputs and outputs of every graph that the student consists of, by name, in the order in which they run.
+
+        ``text_encoder``: tokens int64 (B, L) -> text float32 (B, L, D); ``network0``, ``network1``, ...: `network_inputs` ->
+        `network_outputs`; ``decoder``: latent float32 (B, C, H, W) -> image float32 (B, C', H', W').
+        """
+        parts: dict[str, tuple[Tensors, Tensors]] = {}
+        if self.text_encoder is not None:
+            tokens = TensorSpec(name="tokens", dtype="int64", shape=("B", self.condition.num_tokens))
+            parts[TEXT_ENCODER] = ((tokens,), (self._text,))
+        for i in range(len(self.networks)):
+            parts[f"network{i}"] = (self.network_inputs(), self.network_outputs())
+        if self.decoder is not None:
+            latent = TensorSpec(name="latent", dtype="float32", shape=("B", *self.sample_shape))
+            image = TensorSpec(name="image", dtype="float32", shape=("B", *self.image_shape))
+            parts[DECODER] = ((latent,), (image,))
+        return parts
+
+    @property
+    def _text(self) -> TensorSpec:
+        return TensorSpec(name="text", dtype="float32", shape=("B", self.condition.num_tokens, self.condition.width))
+
+    # -- what a request may ask for (`distill_rt.core.request_checks`) ----------------------------------------------
 
     def check_steps(self, steps: int | None) -> int:
         """The number of steps to run; None is the contract's default."""
-        if steps is None:
-            return self.default_steps
-        whole = _whole(steps)
-        if whole not in self.plans:
-            raise UsageError(
-                f"steps={steps!r:.80} is outside of the contract of {self.name!r}: it was distilled for "
-                f"{_either(self.steps)} steps",
-                code="steps-not-in-contract",
-                hint=f"use steps={self.default_steps}, or distil a student for the steps you need",
-                details={"allowed": list(self.steps)},
-            )
-        assert whole is not None
-        return whole
+        return request_checks.check_steps(self, steps)
 
     def check_guidance(self, guidance: float | None) -> float:
         """The guidance scale w to run with; None is the contract's default."""
-        allowed = self.guidance
-        if guidance is None:
-            return allowed.default
-        if allowed.mode == "none":
-            raise UsageError(
-                f"guidance={guidance!r:.80} was given, but {self.name!r} takes none",
-                code="guidance-not-in-contract",
-                hint="leave guidance out",
-            )
-        w = _number(guidance)
-        if not allowed.min <= w <= allowed.max:  # NaN fails too
-            raise UsageError(
-                f"guidance={guidance!r:.80} is outside of the contract of {self.name!r}: {allowed.min:g} to {allowed.max:g}",
-                code="guidance-not-in-contract",
-                hint=f"choose a value in that range; {allowed.default:g} is the default",
-                details={"min": allowed.min, "max": allowed.max},
-            )
-        return w
+        return request_checks.check_guidance(self, guidance)
 
-    def check_prompts(self, prompts: Sequence[str] | None) -> None:
-        """No student of this version takes text; a prompt is refused, not dropped."""
-        if prompts:
-            takes = "no condition" if self.condition.kind == "none" else f"a {self.condition.kind} and no text"
-            raise UsageError(
-                f"a prompt was given, but {self.name!r} takes {takes}",
-                code="condition-not-in-contract",
-                hint="leave the prompt out"
-                + ("" if self.condition.kind == "none" else "; pass labels (command line: --label)"),
-            )
+    def check_prompts(self, prompts: Sequence[str] | None, num_images: int) -> list[str] | None:
+        """One prompt per image, or None for a student that takes no text."""
+        return request_checks.check_prompts(self, prompts, num_images)
 
     def check_labels(self, labels: Sequence[int] | None, num_images: int) -> list[int] | None:
-        """One label per image, or None for a model that takes none. One label stands for all images."""
-        given = [] if labels is None else _items(labels)
-        if self.condition.kind == "none":
-            if given:
-                raise UsageError(
-                    f"labels were given, but {self.name!r} takes no condition",
-                    code="condition-not-in-contract",
-                    hint="leave the labels out",
-                )
-            return None
-        top = self.condition.num_classes - 1
-        if not given:
-            raise UsageError(
-                f"{self.name!r} needs a label, 0 to {top}",
-                code="label-missing",
-                hint="pass labels=[...] (command line: --label)",
-                details={"min": 0, "max": top},
-            )
-        wholes: list[int] = []
-        for label in given:
-            whole = _whole(label)
-            if whole is None or not 0 <= whole <= top:
-                raise UsageError(
-                    f"label {label!r:.80} is outside of the contract of {self.name!r}: 0 to {top}",
-                    code="label-not-in-contract",
-                    hint="choose one of these",
-                    details={"min": 0, "max": top},
-                )
-            wholes.append(whole)
-        if len(wholes) not in (1, num_images):
-            raise UsageError(
-                f"{len(wholes)} labels for {num_images} images",
-                code="label-count",
-                hint="give one label for all images, or one per image",
-            )
-        return wholes * num_images if len(wholes) == 1 else wholes
-
-
-def _whole(value: Any) -> int | None:
-    """`value` as an int if it is an integer of any library; True, 4.0 and "4" are not."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _number(value: Any) -> float:
-    """`value` as a float if it is a number of any library, else NaN."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _items(labels: Any) -> list[Any]:
-    """The items of a sequence or array; anything else is one item, to be refused by its own check."""
-    if isinstance(labels, str | bytes) or not hasattr(labels, "__iter__"):
-        return [labels]
-    return list(labels)
-
-
-def _either(values: tuple[int, ...]) -> str:
-    words = [str(value) for value in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+        """One label per image, or None for a student that takes none."""
+        return request_checks.check_labels(self, labels, num_images)

@@ -34,14 +34,16 @@ def _open(directory: Path) -> Bundle:
     body = decode_body(manifest, BundleBody, directory)
     listed = {entry.path for entry in manifest.files}
     named = {component.file for component in body.components.values()} | {body.golden}
+    if body.tokenizer is not None:
+        named.add(body.tokenizer)
     problem = ""
-    if set(body.components) != {f"network{i}" for i in range(len(body.spec.networks))}:
-        problem = f"components must be the {len(body.spec.networks)} networks of the contract"
-    elif any(
-        component.inputs != body.spec.network_inputs() or component.outputs != body.spec.network_outputs()
-        for component in body.components.values()
-    ):
+    parts = body.spec.components()
+    if set(body.components) != set(parts):
+        problem = f"components must be {', '.join(parts)}, as the contract says"
+    elif any((component.inputs, component.outputs) != parts[name] for name, component in body.components.items()):
         problem = "inputs and outputs of the components must be those of the contract"
+    elif (body.tokenizer is None) != (body.spec.condition.kind != "text"):
+        problem = f"a {body.spec.condition.kind} condition cannot have the tokenizer {body.tokenizer}"
     elif not named <= listed:
         problem = f"{', '.join(sorted(named - listed))} is not among the listed files"
     if problem:

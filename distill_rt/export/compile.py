@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill_rt.backends import processor
-from distill_rt.backends.base import Backend, CompileOptions, Program, network_batch
+from distill_rt.backends.base import Backend, CompileOptions, Program, component_batch, component_batches
 from distill_rt.backends.cache import cached_engine, is_engine
 from distill_rt.backends.fingerprint import engine_parts, fingerprint
 from distill_rt.backends.registry import AUTO, Target, resolve_target
@@ -136,7 +136,7 @@ class _Builder:
             gate = run_gate(
                 self.bundle.body.spec,
                 golden,
-                lambda name, num_images: self._load(directory, components[name][num_images]),
+                lambda name, num_images: self._load(directory, name, components[name][num_images]),
                 precision=self.options.precision,
                 batches=batches,
                 progress=self.progress,
@@ -152,9 +152,13 @@ class _Builder:
             fingerprint=self.key,
             fingerprint_parts=self.parts,
             batches=batches,
-            components={name: tuple(items[batch] for batch in batches) for name, items in components.items()},
+            components={
+                name: tuple(compiled for batch, compiled in items.items() if batch in batches)
+                for name, items in components.items()
+            },
             gate=gate,
             golden=None if gate is not None else GOLDEN_FILE,
+            tokenizer=self._copy_tokenizer(directory),
             build_seconds=round(build_seconds, 3),
             options={
                 "num_threads": self.options.num_threads,
@@ -166,9 +170,13 @@ class _Builder:
         write_manifest(directory, "engine", codec.to_json(body))
 
     def _compile(self, directory: Path) -> dict[str, dict[int, Compiled]]:
-        body = self.bundle.body
-        groups = [self.batches] if self.backend.joins_batches else [(batch,) for batch in self.batches]
-        jobs = [(name, group) for name in body.components for group in groups]
+        body, joined = self.bundle.body, self.backend.joins_batches
+        batches = {name: component_batches(name, self.batches, joined=joined) for name in body.spec.components()}
+        jobs = [
+            (name, group)
+            for name, items in batches.items()
+            for group in ([items] if joined else [(batch,) for batch in items])
+        ]
         components: dict[str, dict[int, Compiled]] = {name: {} for name in body.components}
         with tempfile.TemporaryDirectory(prefix=".rewrite-", dir=directory) as scratch:
             graphs = {name: self._graph(name, Path(scratch)) for name in body.components}
@@ -177,9 +185,9 @@ class _Builder:
                 files = self.backend.compile(
                     graphs[name],
                     body.components[name],
-                    [network_batch(body.spec, batch) for batch in group],
+                    [component_batch(body.spec, name, batch) for batch in group],
                     directory,
-                    name if self.backend.joins_batches else f"{name}.b{group[0]}",
+                    name if joined else f"{name}.b{group[0]}",
                     self.options,
                 )
                 components[name] |= {batch: Compiled(batch=batch, files=files) for batch in group}
@@ -203,27 +211,34 @@ class _Builder:
             return self.batches
         exact = set(self.batches)
         for name, items in components.items():
-            reference = self._load(directory, items[1])
-            for batch in sorted(exact - {1}):
+            reference = self._load(directory, name, items[1])
+            for batch in sorted(exact & (items.keys() - {1})):
                 self.progress(f"comparing the bits of batch {batch} with batch 1")
-                if not same_bits(reference, self._load(directory, items[batch]), golden.components[name].inputs):
+                if not same_bits(reference, self._load(directory, name, items[batch]), golden.components[name].inputs):
                     exact.discard(batch)
         for items in components.values():
-            for batch in set(self.batches) - exact:
+            for batch in items.keys() - exact:
                 for file in items[batch].files:
                     (directory / file).unlink()
         for batch in sorted(set(self.batches) - exact):
             self.progress(f"batch {batch} is left out: on this machine its bits differ from those of batch 1")
         return tuple(sorted(exact))
 
-    def _load(self, directory: Path, compiled: Compiled) -> Program:
+    def _copy_tokenizer(self, directory: Path) -> str | None:
+        file = self.bundle.body.tokenizer
+        if file is not None:
+            shutil.copyfile(self.bundle.directory / file, directory / file)
+        return file
+
+    def _load(self, directory: Path, component: str, compiled: Compiled) -> Program:
         spec = self.bundle.body.spec
+        inputs, outputs = spec.components()[component]
         return self.backend.load(
             directory,
             compiled.files,
-            spec.network_inputs(),
-            spec.network_outputs(),
-            network_batch(spec, compiled.batch),
+            inputs,
+            outputs,
+            component_batch(spec, component, compiled.batch),
             self.options,
         )
 

@@ -1,7 +1,7 @@
 """Images to PNG files that say how they were made.
 
-Every file carries PNG text: the seeds, the engine's fingerprint, the whole request, the scale and the version; `read_text`
-gives it back. Files are written beside their name and renamed, so nobody sees half a file.
+Every file carries PNG text: the seeds, labels or prompts, the engine's fingerprint, the whole request, the scale and the
+version; `read_text` gives it back. Files are written beside their name and renamed, so nobody sees half a file.
 
 Legend: B images, H rows, W columns, C channels.
 """
@@ -94,7 +94,7 @@ def save_separate(path: Path, result: Result, *, scale: int | None = None) -> li
 
 
 def read_text(path: Path) -> dict[str, object]:
-    """What a PNG of ours says about itself: seeds, labels, engine, request, scale, version.
+    """What a PNG of ours says about itself: seeds, labels, prompts, engine, request, scale, version.
 
     Raises:
         ArtifactError: no PNG, or one of somebody else.
@@ -130,6 +130,8 @@ def _text(result: Result, members: range, scale: int) -> PngInfo:
     values = {
         "seeds": [result.seeds[k] for k in members],
         "labels": None if result.labels is None else [result.labels[k] for k in members],
+        "prompts": None if result.prompts is None else [result.prompts[k] for k in members],
+        "cut_prompts": None if result.cut_prompts is None else [result.cut_prompts[k] for k in members],
         "engine": result.engine,
         "request": result.request.to_json(),
         "scale": scale,

@@ -16,16 +16,16 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_rt import kernels
 from distill_rt.backends.engine import Engine, open_engine
 from distill_rt.core.artifacts import EngineBody
 from distill_rt.core.errors import UsageError
 from distill_rt.core.noise import image_seeds
 from distill_rt.core.spec import StudentSpec
+from distill_rt.core.tokenizer import Tokenizer, Tokens
 from distill_rt.runtime.batching import Chunk, split
 from distill_rt.runtime.request import Request, Result, StepUpdate
-from distill_rt.runtime.sampler import Float32, OnRow, Sampler
 from distill_rt.runtime.timing import Stopwatch
+from distill_rt.runtime.worker import OnRow, Pixels, Work, Worker, make_worker
 
 OnStep = Callable[[StepUpdate], None]
 
@@ -44,7 +44,9 @@ class Pipeline:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._samplers: dict[int, Sampler] = {}
+        self._workers: dict[int, Worker] = {}
+        file, condition = engine.body.tokenizer, engine.body.spec.condition
+        self._tokenizer = None if file is None else Tokenizer(engine.directory / file, condition)
         self._lock = threading.RLock()
         self._running = False
         self._closed = False
@@ -139,19 +141,26 @@ class Pipeline:
         assert request.steps is not None
         assert request.seed is not None
         seeds_B = image_seeds(request.seed, request.num_images)
-        _, height, width = self.spec.sample_shape
-        images = np.empty((request.num_images, height, width, self.spec.sample_shape[0]), np.uint8)
+        channels, height, width = self.spec.image_shape
+        images = np.empty((request.num_images, height, width, channels), np.uint8)
         watch.lap("request")
+        tokens = None
+        if self._tokenizer is not None:
+            assert request.prompts is not None
+            tokens = self._tokenizer(request.prompts)
+            watch.lap("text")
         with self._exclusive():
             watch.lap("wait")
             for chunk in split(request.num_images, self.batches):
-                self._run_chunk(chunk, request, seeds_B, images, watch, on_step)
+                self._run_chunk(chunk, request, tokens, seeds_B, images, watch, on_step)
         seeds = tuple(int(seed) for seed in seeds_B)
         watch.lap("request")
         return Result(
             images=images,
             seeds=seeds,
             labels=request.labels,
+            prompts=request.prompts,
+            cut_prompts=None if tokens is None else tokens.cut,
             steps=request.steps,
             guidance=request.guidance,
             timings_ms=watch.report_ms(),
@@ -164,7 +173,7 @@ class Pipeline:
         with self._lock:
             self._refuse_reentry()
             self._closed = True
-            self._samplers.clear()
+            self._workers.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -178,34 +187,30 @@ class Pipeline:
         self,
         chunk: Chunk,
         request: Request,
+        tokens: Tokens | None,
         seeds_B: NDArray[np.uint64],
         images_BHWC: NDArray[np.uint8],
         watch: Stopwatch,
         on_step: OnStep | None,
     ) -> None:
-        if chunk.batch not in self._samplers:
+        if chunk.batch not in self._workers:
             self._open(chunk.batch)
             watch.lap("load")
         assert request.steps is not None
-        table = self.spec.plans[request.steps]
         members = slice(chunk.start, chunk.start + chunk.count)
-        x_BCHW = self._samplers[chunk.batch].run(
-            table,
+        work = Work(
+            steps=request.steps,
             seeds=seeds_B[members],
             labels=None if request.labels is None else request.labels[members],
+            tokens=None if tokens is None else tokens.ids[members],
             guidance=request.guidance,
             latents=None if request.latents is None else request.latents[members],
-            watch=watch,
-            on_row=None if on_step is None else _preview(on_step, chunk, len(table.rows)),
         )
-        kernels.to_uint8(x_BCHW[: chunk.count], out=images_BHWC[members])
-        watch.lap("pixels")
+        on_row = None if on_step is None else _preview(on_step, chunk, len(self.spec.plans[request.steps].rows))
+        self._workers[chunk.batch].run(work, images_BHWC[members], watch, on_row)
 
     def _open(self, batch: int) -> None:
-        programs = [self._engine.load(f"network{i}", batch) for i in range(len(self.spec.networks))]
-        sampler = Sampler(self.spec, programs, batch)
-        sampler.warm_up()
-        self._samplers[batch] = sampler
+        self._workers[batch] = make_worker(self._engine, batch)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -230,8 +235,7 @@ class Pipeline:
 
 
 def _preview(on_step: OnStep, chunk: Chunk, num_rows: int) -> OnRow:
-    def on_row(i: int, x0_BCHW: Float32) -> None:
-        pixels = kernels.to_uint8(x0_BCHW[: chunk.count])
-        on_step(StepUpdate(row=i + 1, num_rows=num_rows, start=chunk.start, preview=pixels))
+    def on_row(i: int, preview_BHWC: Pixels) -> None:
+        on_step(StepUpdate(row=i + 1, num_rows=num_rows, start=chunk.start, preview=preview_BHWC))
 
     return on_row

@@ -35,9 +35,9 @@ class Request:
 
     Args:
         labels: one for all images or one per image; only for a student that takes labels.
-        prompts: texts; only for a student that takes text.
+        prompts: one text for all images or one per image, for a student that takes text; the empty text asks for anything.
         seed: 0 to 2**64 - 1; image k draws its noise from seed + k (modulo 2**64). None draws one and reports it.
-        num_images: 1 to `MAX_IMAGES`. None: as many as there are labels or latents, else 1.
+        num_images: 1 to `MAX_IMAGES`. None: as many as there are labels, prompts or latents, else 1.
         steps: one of the contract's plans.
         guidance: w within the contract, in the convention F_u + w (F_c - F_u).
         latents: the caller's own initial unit noise z, float32 (B, C, H, W), in place of the noise of stream 0. The
@@ -82,12 +82,13 @@ class Request:
             UsageError: outside of the contract; the message lists what is allowed.
         """
         num_images = self._count()
-        spec.check_prompts(self.prompts)
+        prompts = spec.check_prompts(self.prompts, num_images)
         labels = spec.check_labels(None if self.labels is None else list(self.labels), num_images)
         if self.latents is not None:
             _check_latents(self.latents, num_images, spec.sample_shape)
         return Request(
             labels=None if labels is None else tuple(labels),
+            prompts=None if prompts is None else tuple(prompts),
             seed=int.from_bytes(os.urandom(_DRAWN_SEED_BYTES), "little") if self.seed is None else self.seed,
             num_images=num_images,
             steps=spec.check_steps(self.steps),
@@ -96,7 +97,7 @@ class Request:
         )
 
     def _count(self) -> int:
-        """Images asked for: num_images, else what labels and latents imply."""
+        """Images asked for: num_images, else what labels, prompts and latents imply."""
         if self.latents is not None:
             count = _integer("the number of latents", len(self.latents), 1, MAX_IMAGES)
             if self.num_images not in (None, count):
@@ -108,12 +109,15 @@ class Request:
             return count
         if self.num_images is not None:
             return self.num_images
+        if self.prompts:
+            return _integer("the number of prompts", len(self.prompts), 1, MAX_IMAGES)
         return _integer("the number of labels", len(self.labels), 1, MAX_IMAGES) if self.labels else 1
 
     def to_json(self) -> dict[str, Any]:
         """For reports and PNG text; latents are not stored, only that there were some."""
         return {
             "labels": None if self.labels is None else list(self.labels),
+            "prompts": None if self.prompts is None else list(self.prompts),
             "seed": self.seed,
             "num_images": self.num_images,
             "steps": self.steps,
@@ -130,10 +134,14 @@ class Result:
         images: uint8 (B, H, W, C).
         seeds: seed of each image.
         labels: label of each image, or None for a student that takes none.
+        prompts: prompt of each image, or None for a student that takes no text.
+        cut_prompts: the end of each prompt that did not fit into the student's tokens, so that no image shows it; empty where
+            all of it did.
         steps, guidance: what was used; guidance is None for a student that takes none.
         timings_ms: milliseconds of each stage: ``noise``, ``network`` (the engine calls alone), ``table`` (the step
             table, and guidance by two evaluations), ``pixels``, ``request`` (checks and bookkeeping), ``wait`` (for
-            other requests), ``callback`` and ``load`` (where there was one), and ``total``, their sum.
+            other requests), ``text`` (tokens, and the text encoder for prompts that are not in its cache), ``decode`` (latents
+            to images, of previews too), ``callback`` and ``load`` (where there was one), and ``total``, their sum.
         engine: fingerprint of the engine.
         request: the request with nothing left open; it makes the same images again.
     """
@@ -141,6 +149,8 @@ class Result:
     images: NDArray[np.uint8] = field(compare=False, repr=False)
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
+    prompts: tuple[str, ...] | None = None
+    cut_prompts: tuple[str, ...] | None = None
     steps: int
     guidance: float | None
     timings_ms: Mapping[str, float]
@@ -217,6 +227,13 @@ def _prompts(values: Any) -> tuple[str, ...]:
             code="prompts-type",
             hint="one prompt for all images is prompts=['...']",
         )
+    for value in values:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, from bytes that were no text
+            raise UsageError(
+                f"a prompt is not valid Unicode: {value!r:.80}", code="prompts-type", hint="give text in UTF-8"
+            ) from error
     return tuple(values)
 
 

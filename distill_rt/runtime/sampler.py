@@ -4,7 +4,8 @@ The same arithmetic as `distill_rt.core.table.run_table` in float32, with the ne
 `distill_rt.kernels`. Python only moves references: the kernel that makes the next state also writes the scaled input
 of the next network call.
 
-Legend: B images of this batch, N evaluations per network call (2B under cfg: [uncond, cond]), C channels, H x W pixels.
+Legend: B images of this batch, N evaluations per network call (2B under cfg: [uncond, cond]), C channels, H x W pixels,
+L tokens of D elements.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ class Sampler:
         spec: the contract.
         programs: one per network of the contract, each for `network_batch(spec, batch)` evaluations.
         batch: B.
+        null_text: embedding (L, D) of the empty prompt, for guidance by two evaluations.
     """
 
-    def __init__(self, spec: StudentSpec, programs: Sequence[Program], batch: int) -> None:
+    def __init__(
+        self, spec: StudentSpec, programs: Sequence[Program], batch: int, null_text: Float32 | None = None
+    ) -> None:
         self.batch = batch
         self._shape = spec.sample_shape
         self._programs = tuple(programs)
@@ -51,11 +55,9 @@ class Sampler:
         )
         num_history = max(table.num_history for table in spec.plans.values())
         self._history = [np.zeros_like(self._x) for _ in range(num_history)]
-
-    def warm_up(self) -> None:
-        """Call every network once, so that no request pays for first-call allocations."""
-        for program in self._programs:
-            program.run()
+        if self._cfg and null_text is not None:
+            for inputs in self._inputs:
+                inputs["text"][:batch] = null_text  # stays: nothing else writes there
 
     def run(
         self,
@@ -63,6 +65,7 @@ class Sampler:
         *,
         seeds: NDArray[np.uint64],
         labels: Sequence[int] | None,
+        text: Sequence[Float32] | None = None,
         guidance: float | None,
         latents: Float32 | None,
         watch: Stopwatch,
@@ -73,11 +76,12 @@ class Sampler:
         Args:
             seeds: of the images; fewer than B are padded by repeating the last image, which changes no other image.
             labels, latents: one per image, or None.
+            text: embedding (L, D) of each image's prompt, or None for a student that takes no text.
         """
         num = len(seeds)
         self._seeds_B[:num] = seeds
         self._seeds_B[num:] = seeds[-1]
-        self._set_conditions(labels, guidance)
+        self._set_conditions(labels, text, guidance)
         watch.lap("request")
         self._draw_initial(latents)
         watch.lap("noise")
@@ -154,8 +158,14 @@ class Sampler:
     def _newest_x0(self) -> Float32:
         return self._history[0] if self._history else self._x0
 
-    def _set_conditions(self, labels: Sequence[int] | None, guidance: float | None) -> None:
+    def _set_conditions(
+        self, labels: Sequence[int] | None, text: Sequence[Float32] | None, guidance: float | None
+    ) -> None:
         for inputs in self._inputs:
+            if text is not None:
+                text_BLD = inputs["text"][-self.batch :]
+                for k in range(self.batch):
+                    text_BLD[k] = text[min(k, len(text) - 1)]
             if labels is not None:
                 label_N = inputs["label"]
                 if self._cfg:

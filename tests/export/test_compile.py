@@ -249,7 +249,10 @@ def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         (_edit(lambda content: content["files"][0].update(path="../golden.safetensors")), "plain relative path"),
         (_edit(lambda content: content["body"].update(golden="../golden.safetensors")), "not among the listed files"),
         (_edit(lambda content: content["body"]["components"]["network0"].update(file="/etc/passwd")), "not among"),
-        (_edit(lambda content: content["body"].update(components={})), "components must be the 1 networks"),
+        (
+            _edit(lambda content: content["body"].update(components={})),
+            "components must be network0, as the contract says",
+        ),
         (
             _edit(lambda content: content["body"]["components"]["network0"]["inputs"].pop()),
             "must be those of the contract",

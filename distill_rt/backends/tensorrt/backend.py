@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from distill_rt.backends.base import CompileOptions, Program
 from distill_rt.backends.cache import engines_directory
@@ -45,6 +45,7 @@ class TensorRT:
     extra: ClassVar[str] = "tensorrt"
     devices: ClassVar[tuple[int, ...]] = TENSORRT_CAPABILITIES
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32")
+    runs_on: ClassVar[Literal["host", "cuda"]] = "cuda"
     bit_exact_batches: ClassVar[bool] = False
     joins_batches: ClassVar[bool] = True
     typed_graphs: ClassVar[bool] = True

@@ -1,0 +1,105 @@
+"""Prompts to tokens with the `tokenizers` package: the student's own ``tokenizer.json``, no transformers and no torch.
+
+The file is what a fast tokenizer of Hugging Face saves. Every prompt becomes exactly `Condition.num_tokens` tokens: shorter
+ones are padded, longer ones are cut, and what was cut is returned, because an image without the end of its prompt looks as
+if the student had ignored it.
+
+Legend: B prompts, L tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_rt.core.condition import Condition
+from distill_rt.core.errors import ArtifactError
+from distill_rt.core.optional import require
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """What prompts became.
+
+    Args:
+        ids: int64 (B, L).
+        cut: the end of each prompt that did not fit; empty where all of it did.
+    """
+
+    ids: NDArray[np.int64] = field(compare=False)
+    cut: tuple[str, ...]
+
+
+class Tokenizer:
+    """The tokenizer of one text condition. Safe to share between threads.
+
+    Args:
+        file: ``tokenizer.json``.
+        condition: of kind text; its null tokens must be what the file makes of the empty prompt.
+
+    Raises:
+        ArtifactError: missing or damaged, or not the tokenizer of this condition.
+        TargetError: the package is not installed.
+    """
+
+    def __init__(self, file: Path, condition: Condition) -> None:
+        tokenizers = require("tokenizers", extra="text")
+        self._condition, self._file = condition, file
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises plain Exception
+            raise _refused(file, f"cannot be read: {error}") from error
+        padding = self._tokenizer.padding or {}
+        if not padding and condition.null_tokens is None:
+            raise _refused(
+                file, "does not say what shorter prompts are padded with, nor does the contract (null_tokens)"
+            )
+        pad = padding.get("pad_id", (condition.null_tokens or (0,))[-1])
+        direction = padding.get("direction", "right")
+        self._tokenizer.enable_truncation(condition.num_tokens)
+        self._tokenizer.enable_padding(
+            pad_id=pad,
+            pad_token=self._tokenizer.id_to_token(pad) or "",
+            length=condition.num_tokens,
+            direction=direction,
+        )
+        null = tuple(self(("",)).ids[0].tolist())
+        if condition.null_tokens not in (None, null):
+            raise _refused(file, "does not belong to the contract: it makes other tokens of the empty prompt")
+
+    def __call__(self, prompts: Sequence[str]) -> Tokens:
+        """Tokens of prompts; each distinct one is tokenised once."""
+        encodings = {prompt: self._tokenizer.encode(prompt) for prompt in dict.fromkeys(prompts)}
+        ids = np.array([encodings[prompt].ids for prompt in prompts], np.int64)
+        if ids.shape != (len(prompts), self._condition.num_tokens) or ids.max() >= self._condition.vocab_size:
+            raise _refused(
+                self._file,
+                f"makes {ids.shape[-1]} tokens up to {ids.max()}, the contract has {self._condition.num_tokens} tokens below "
+                f"{self._condition.vocab_size}",
+            )
+        return Tokens(ids=ids, cut=tuple(_cut(prompt, encodings[prompt]) for prompt in prompts))
+
+
+def _cut(prompt: str, encoding: Any) -> str:
+    """The part of a prompt behind its last token."""
+    if not encoding.overflowing:
+        return ""
+    ends = (
+        end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
+    )
+    return prompt[max(ends, default=0) :].strip()
+
+
+def _refused(file: Path, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"{file} {what}",
+        code="tokenizer-mismatch",
+        hint="import or train the student again with its own tokenizer.json",
+    )
