@@ -11,6 +11,7 @@ Legend: B images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from distill_rt.kernels.arrays import input_array, output_array
 
 _native: Any
 try:
-    from distill_rt.kernels import _native
+    # Not `from distill_rt.kernels import _native`, which says ImportError for a missing module as for a broken one.
+    _native = importlib.import_module("distill_rt.kernels._native")
 except ModuleNotFoundError:  # a wheel built with DISTILL_RT_PURE_PYTHON=1; a broken module still fails loudly
     _native = None
 

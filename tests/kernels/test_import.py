@@ -44,6 +44,22 @@ def test_native_kernels_are_built() -> None:
     assert kernels.available_implementations() == ("native", "reference")
 
 
+def test_importing_without_the_native_module() -> None:
+    """As in a wheel built with DISTILL_RT_PURE_PYTHON=1: the module cannot be found, and the reference takes over."""
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'distill_rt.kernels._native':\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from distill_rt import kernels\n"
+        "print(kernels.available_implementations())\n"
+    )
+    done = run(code)
+    assert done.stdout.strip() == "('reference',)", done.stderr
+
+
 def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_native", None)
     assert kernels.available_implementations() == ("reference",)
