@@ -1,5 +1,6 @@
 # make demo   trains, distils, exports, compiles, generates: the whole product on real data (minutes)
 # make test   the whole test suite            make check   lint, types, tests
+# make gpu-acceptance   everything that only a GPU can confirm (8 minutes)
 # make bench  the benchmarks                  make quality every method against its teacher (an hour)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find distill_rt kernels training -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi') CMakeLists.txt pyproject.toml
 
-.PHONY: setup demo test check lint typed format bench quality wheel develop constraints clean
+.PHONY: setup demo test check lint typed format bench gpu-acceptance quality wheel develop constraints clean
 
 setup: $(VENV)/.installed
 
@@ -49,6 +50,10 @@ typed: setup
 bench: setup
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-json=benchmarks/results/benchmarks.json
 	$(BIN)/python benchmarks/summarise.py benchmarks/results/benchmarks.json
+
+# With the Python that has torch for this GPU (make gpu-acceptance PYTHON=...); nothing is installed.
+gpu-acceptance:
+	$(PYTHON) benchmarks/gpu_acceptance.py $(ARGS)
 
 quality: setup
 	$(BIN)/python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md
