@@ -45,8 +45,11 @@ HOMES = {
     "onnx": (("distill_rt/export/",), ()),
     "onnxscript": (("distill_rt/export/",), ()),
     "onnx_ir": (("distill_rt/export/",), ()),
-    # The export is checked by ONNX Runtime before there is a target.
-    "onnxruntime": (("distill_rt/backends/onnxruntime.py", "distill_rt/export/onnx_graph.py"), ()),
+    # The export is checked, and constants are folded, by ONNX Runtime before there is a target.
+    "onnxruntime": (
+        ("distill_rt/backends/onnxruntime.py", "distill_rt/export/onnx_graph.py", "distill_rt/export/passes/fold.py"),
+        (),
+    ),
     "openvino": (("distill_rt/backends/openvino.py",), ()),
     "tensorrt": ((), ()),
     "triton": (("distill_rt/kernels/triton/",), ("distill_rt/kernels/triton/",)),

@@ -85,7 +85,7 @@ class Backend(Protocol):
     runs_on: ClassVar[Literal["host", "cuda"]]
     """Where programs read and write: in NumPy memory, or in the memory of a CUDA device."""
     rewrites: ClassVar[tuple[str, ...]]
-    """Graph rewrites (names of `distill_rt.export.rewrites`) that make the exported graph faster here."""
+    """Graph passes (`distill_rt.export.rewrites.COMPILE_PASSES`, name/version) that make the exported graph faster here."""
 
     @property
     def device(self) -> str:

@@ -46,7 +46,7 @@ class OnnxRuntime:
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     bit_exact_batches: ClassVar[bool] = True
-    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
+    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm/1",)
 
     def unavailable(self) -> str | None:
         return None if installed("onnxruntime") else "package 'onnxruntime' is not installed"

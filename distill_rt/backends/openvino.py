@@ -45,7 +45,7 @@ class OpenVINO:
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     bit_exact_batches: ClassVar[bool] = False
-    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm",)
+    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm/1",)
 
     def unavailable(self) -> str | None:
         return None if installed("openvino") else "package 'openvino' is not installed"

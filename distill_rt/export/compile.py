@@ -198,7 +198,7 @@ class _Builder:
         """The graph of one component as the backend wants it."""
         component = self.bundle.body.components[name]
         source = self.bundle.directory / component.file
-        graph = rewrite_graph(source, self.backend.rewrites, scratch / f"{name}.onnx")
+        graph = rewrite_graph(source, self.backend.rewrites, scratch / f"{name}.onnx", target=str(self.target))
         if not self.backend.typed_graphs:
             return graph
         return typed_graph(graph, component, self.options.precision, scratch / f"{name}.{self.options.precision}.onnx")

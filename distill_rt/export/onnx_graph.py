@@ -24,6 +24,7 @@ from distill_rt.core.artifacts import Component
 from distill_rt.core.errors import ArtifactError, GateError
 from distill_rt.core.optional import require
 from distill_rt.core.spec import StudentSpec, TensorSpec
+from distill_rt.export.model_file import SINGLE_FILE_LIMIT_BYTES, save_model
 
 Array = NDArray[Any]
 
@@ -34,8 +35,6 @@ CHECKED_BATCHES = (1, 3)
 EXPORT_BAR = 1e-4
 """Relative L2 distance between ONNX Runtime and torch in float32 above which an export counts as wrong; a right one reaches
 1e-6, the order of sums."""
-SINGLE_FILE_LIMIT_BYTES = 1 << 30
-"""Weights above this go to a file beside the graph; protobuf ends at 2 GiB."""
 KEPT_METADATA = "pkg.torch.onnx.name_scopes"
 """Which module a node came from, for later graph passes. The rest holds stack traces with the paths of this machine."""
 
@@ -65,7 +64,7 @@ def export_network(
     _free_batch(model, file)
     path = directory / file
     path.parent.mkdir(exist_ok=True)
-    _save(model, path, single_file_limit_bytes)
+    save_model(model, path, single_file_limit_bytes=single_file_limit_bytes)
     component = Component(
         file=file,
         inputs=spec.network_inputs(),
@@ -214,13 +213,6 @@ def _free_batch(model: Any, file: str) -> None:
             value.shape = ir.Shape(
                 [dim if isinstance(dim, int) else pattern.sub(BATCH, str(dim)) for dim in value.shape]
             )
-
-
-def _save(model: Any, path: Path, single_file_limit_bytes: int) -> None:
-    import onnx_ir as ir
-
-    num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=f"{path.name}.data" if num_bytes > single_file_limit_bytes else None)
 
 
 def _check(path: Path, network: torch.nn.Module, component: Component) -> None:

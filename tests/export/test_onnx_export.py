@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -27,6 +26,7 @@ from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
 from distill_rt.export import compile_bundle, export_student, onnx_graph
 from distill_rt.export.bundle import open_bundle
 from distill_rt.export.golden import load_golden
+from distill_rt.export.model_file import load_model, save_model
 from distill_rt.export.rewrites import rewrite_graph
 from distill_rt.models import build_network, load_student, save_student
 
@@ -256,7 +256,7 @@ def test_large_weights_go_beside_the_graph(real_bundle: Path, tmp_path: Path) ->
     """Above one gigabyte in earnest; with the limit at nothing here. Rewriting and compiling read them from there."""
     component = open_bundle(real_bundle).body.components["network0"]
     path = tmp_path / "large.onnx"
-    onnx_graph._save(onnx_ir.load(real_bundle / component.file), path, 0)
+    save_model(load_model(real_bundle / component.file), path, single_file_limit_bytes=0)
     assert {file.name for file in tmp_path.iterdir()} == {"large.onnx", "large.onnx.data"}
     assert path.stat().st_size < (tmp_path / "large.onnx.data").stat().st_size
     inputs = onnx_graph.example_inputs(component.inputs, 2)

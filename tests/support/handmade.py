@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -84,6 +85,14 @@ def make_model(spec: StudentSpec, seed: int = 0) -> onnx.ModelProto:
     ]
     vector = "vector"
     names = [tensor.name for tensor in spec.network_inputs()]
+    if "second_time" in names:
+        weights["second_time.weight"] = rng.standard_normal((1, CHANNELS)) / 1000
+        nodes += [
+            helper.make_node("Unsqueeze", ["second_time", "one"], ["second_time_B1"]),
+            helper.make_node("MatMul", ["second_time_B1", "second_time.weight"], ["second_time_vector"]),
+            helper.make_node("Add", [vector, "second_time_vector"], ["vector_with_second_time"]),
+        ]
+        vector = "vector_with_second_time"
     if "label" in names:
         nodes += [
             helper.make_node("Gather", ["label.weight", "label"], ["label_vector"]),
@@ -122,6 +131,13 @@ def make_model(spec: StudentSpec, seed: int = 0) -> onnx.ModelProto:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def make_ir(model: onnx.ModelProto) -> ir.Model:
+    """The model for passes. A copy: onnx_ir writes names into the tensors of the proto that it was made from."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return ir.from_proto(copy)
 
 
 def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
