@@ -41,12 +41,13 @@ class Draws:
 
     def __init__(self, seed: int, step: int, num_samples: int, *, first_sample: int = 0) -> None:
         samples = np.arange(first_sample, first_sample + num_samples, dtype=np.uint64)
-        self._keys_B = _mix(_mix(_mix(np.array([seed], np.uint64)) + np.uint64(step)) + samples)
+        self.seeds: NDArray[np.uint64] = _mix(_mix(_mix(np.array([seed], np.uint64)) + np.uint64(step)) + samples)
+        """One per sample, (B,): for the noise of the runtime's own tables, whose streams these draws never use."""
         self.num_samples = num_samples
 
     def normal(self, shape: tuple[int, ...], purpose: Purpose = Purpose.NOISE) -> Tensor:
         """Unit normal numbers, shape (B, *shape)."""
-        return torch.from_numpy(unit_noise(self._keys_B, shape, EXTRA_STREAM_BASE + purpose))
+        return torch.from_numpy(unit_noise(self.seeds, shape, EXTRA_STREAM_BASE + purpose))
 
     def uniform(self, purpose: Purpose) -> Tensor:
         """Numbers in (0, 1), multiples of 2**-24 plus 2**-25, shape (B,)."""
@@ -60,7 +61,7 @@ class Draws:
         return torch.from_numpy(offset.astype(np.int64) + low)
 
     def _bits(self, purpose: Purpose) -> NDArray[np.uint32]:
-        return uniform_bits(self._keys_B, 1, EXTRA_STREAM_BASE + purpose)[:, 0]
+        return uniform_bits(self.seeds, 1, EXTRA_STREAM_BASE + purpose)[:, 0]
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -23,6 +23,7 @@ from distill_rt.training.methods.base import Method
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
+from distill_rt.training.smaller import network_cost
 from distill_rt.training.trainer import Progress, TrainConfig, Trainer
 
 CHECKPOINT_EVERY = 250
@@ -54,7 +55,8 @@ def train(
         progress: called after every training step.
 
     Returns:
-        A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters.
+        A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters,
+        flops_per_evaluation (of one image).
 
     Raises:
         UsageError: unknown recipe or setting, a setting out of range, `out` taken, or an unfinished run beside it.
@@ -89,7 +91,7 @@ def distill(
     teacher: Path,
     out: Path,
     *,
-    steps: int = 4,
+    steps: int | None = None,
     settings: Mapping[str, str] | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -99,6 +101,9 @@ def distill(
 ) -> dict[str, Any]:
     """Distil a teacher directory into a student of `steps` steps; other arguments, result and errors as in `train`.
 
+    Args:
+        steps: None is the method's own default (4, or the plans of a teacher that only becomes smaller).
+
     Raises:
         UsageError: unknown method or setting, or a teacher that the method cannot use.
         ArtifactError: the teacher is damaged, or its data set is not known.
@@ -107,16 +112,15 @@ def distill(
         raise UsageError(
             f"there is no method {method!r}", code="method-unknown", hint=f"methods: {', '.join(sorted(METHODS))}"
         )
-    if not 1 <= steps <= MAX_STEPS:
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps must be 1 to {MAX_STEPS}, got {steps}", code="steps-out-of-range")
     if settings is not None and "steps" in settings:
         raise UsageError(
             "steps is not a setting of distillation", code="setting-unknown", hint="use the argument steps (--steps)"
         )
     # steps decides what other settings mean (the halvings of progressive distillation), so all are applied at once.
-    config = apply_settings(
-        METHODS[method](), {"steps": str(steps), **_defaults_for(method, steps), **(settings or {})}
-    )
+    chosen = {} if steps is None else {"steps": str(steps), **_defaults_for(method, steps)}
+    config = apply_settings(METHODS[method](), {**chosen, **(settings or {})})
     loaded = load_student(teacher)
     if loaded.spec.guidance.rescale:
         raise UsageError(
@@ -195,6 +199,7 @@ def _run(
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
     digest = save_student(out, spec, [network], force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
+    cost = network_cost(spec, network)
     return {
         "path": str(out),
         "digest": digest,
@@ -203,7 +208,8 @@ def _run(
         "final_loss": losses[-1][1],
         "seconds": round(time.monotonic() - started, 1),
         "steps": list(spec.steps),
-        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "num_parameters": cost.parameters,
+        "flops_per_evaluation": cost.flops,
     }
 
 

@@ -27,7 +27,7 @@ def sample(
     *,
     table: StepTable,
     labels: Sequence[int] | None = None,
-    guidance: float | None = None,
+    guidance: float | Tensor | None = None,
     batch_size: int = 500,
 ) -> Tensor:
     """Run a table, shape (N, C, H, W) float32.
@@ -36,19 +36,18 @@ def sample(
         seeds: one per image.
         table: any sampler for this student's process and parameterization (a plan of its contract, or a baseline).
         labels: one per image, for students that take labels.
-        guidance: w, for guided students; None is the contract's default.
+        guidance: w of all images, or one per image (N,), for guided students; None is the contract's default.
     """
     seeds = np.asarray(seeds, np.uint64)
-    w = spec.guidance.default if guidance is None else guidance
+    w_N = torch.as_tensor(spec.guidance.default if guidance is None else guidance).expand(len(seeds))
     parts = []
     for start in range(0, len(seeds), batch_size):
         chosen = seeds[start : start + batch_size]
         label_B = (
             None if labels is None else torch.as_tensor(list(labels[start : start + batch_size]), dtype=torch.int64)
         )
-        conditions = Conditions(
-            label_B=label_B, w_B=None if spec.guidance.mode == "none" else torch.full((len(chosen),), w)
-        )
+        w_B = None if spec.guidance.mode == "none" else w_N[start : start + batch_size].clone()
+        conditions = Conditions(label_B=label_B, w_B=w_B)
         parts.append(_sample_batch(spec, networks, chosen, table, conditions))
     return torch.cat(parts)
 

@@ -1,6 +1,7 @@
 """Distil a teacher into a student of few steps.
 
-Methods: progressive, consistency, guidance (docs/methods.md). A killed run goes on with --resume.
+Methods: progressive, consistency, guidance, and feature_kd, which makes a student's network smaller (docs/methods.md).
+A killed run goes on with --resume.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help="progressive, consistency or guidance")
+    parser.add_argument("method", metavar="METHOD", help="progressive, consistency, guidance or feature_kd")
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="student directory of the teacher")
-    parser.add_argument("--steps", type=positive, default=4, help="steps of the student (4)")
+    parser.add_argument(
+        "--steps", type=positive, help="steps of the student (4; feature_kd: all of the teacher's plans)"
+    )
     add_training_arguments(parser)
 
 

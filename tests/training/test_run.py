@@ -29,7 +29,10 @@ SETTINGS = {
     "progressive": {"guidance_iterations": "4", "stage_iterations": "4", "last_iterations": "5", "batch_size": "16"},
     "consistency": {"iterations": "9", "batch_size": "16"},
     "guidance": {"iterations": "8", "batch_size": "16"},
+    "feature_kd": {"iterations": "9", "batch_size": "16", "width": "0.5", "blocks": "base"},
 }
+STEPS = {"feature_kd": 4}
+"""Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans."""
 CASES = [
     ("progressive", "grid25"),
     ("progressive", "grid25-labelled"),
@@ -37,6 +40,9 @@ CASES = [
     ("consistency", "grid25"),
     ("consistency", "grid25-labelled"),
     ("guidance", "grid25-labelled"),
+    ("feature_kd", "grid25"),
+    ("feature_kd", "grid25-labelled"),
+    ("feature_kd", "digits"),
 ]
 
 
@@ -57,7 +63,7 @@ def out(tmp_path: Path) -> Path:
 
 def distill_case(method: str, teacher: Path, out: Path, **arguments: Any) -> dict[str, Any]:
     settings = {**SETTINGS[method], **arguments.pop("settings", {})}
-    return distill(method, teacher, out, steps=2, settings=settings, **arguments)
+    return distill(method, teacher, out, steps=STEPS.get(method, 2), settings=settings, **arguments)
 
 
 class Stop(BaseException):
@@ -127,11 +133,13 @@ def test_every_method_makes_a_student_that_samples(teachers, method, data, out):
     assert made["training_steps"] == len(seen)
     assert made["num_parameters"] == sum(value.numel() for value in student.networks[0].parameters())
     assert made["final_loss"] == pytest.approx(student.spec.provenance["losses"][-1][1], rel=1e-5)
-    assert student.spec.default_steps == 2
+    assert student.spec.default_steps == STEPS.get(method, 2)
+    assert made["flops_per_evaluation"] > made["num_parameters"]
     assert student.spec.provenance["teacher"] == teacher.digest
     assert student.spec.provenance["data"] == data
     assert student.spec.condition == teacher.spec.condition
-    assert student.spec.guidance.mode == ("embedded" if teacher.spec.guidance.mode == "cfg" else "none")
+    guided = "cfg" if method == "feature_kd" else "embedded"  # a smaller network is guided as its teacher is
+    assert student.spec.guidance.mode == (guided if teacher.spec.guidance.mode == "cfg" else "none")
     check_samples(out)
     # A student is a student: nothing of training but its record is in it.
     assert sorted(file.name for file in out.iterdir()) == ["network0.safetensors", "student.json"]
@@ -203,13 +211,13 @@ root, jobs, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 random.seed(int(sys.argv[4]))
 
 def walk(progress):
-    for name, method, teacher, settings in jobs:
+    for name, method, teacher, steps, settings in jobs:
         if not (root / name).exists():
             options = dict(settings=settings, resume=True, checkpoint_every=3, progress=progress)
             if teacher is None:
                 train(method, root / name, **options)
             else:
-                distill(method, root / teacher, root / name, steps=2, **options)
+                distill(method, root / teacher, root / name, steps=steps, **options)
 
 while True:
     reader, writer = os.pipe()
@@ -240,18 +248,18 @@ while True:
 
 
 def test_runs_that_are_killed_at_random_end_with_the_same_digests(tmp_path):
-    """SIGKILL, again and again, on a walk from the data to three students; every process goes on where the last one was."""
+    """SIGKILL, again and again, on a walk from the data to four students; every process goes on where the last one was."""
     jobs = [
-        ("teacher", "grid25-labelled-teacher", None, {"steps": "40", "batch_size": "32"}),
-        *((method, method, "teacher", SETTINGS[method]) for method in SETTINGS),
+        ("teacher", "grid25-labelled-teacher", None, 0, {"steps": "40", "batch_size": "32"}),
+        *((method, method, "teacher", STEPS.get(method, 2), SETTINGS[method]) for method in SETTINGS),
     ]
     expected = {}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for name, method, teacher, settings in jobs:
+    for name, method, teacher, steps, settings in jobs:
         if teacher is None:
             made = train(method, whole / name, settings=settings)
         else:
-            made = distill(method, whole / teacher, whole / name, steps=2, settings=settings)
+            made = distill(method, whole / teacher, whole / name, steps=steps, settings=settings)
         expected[name] = made["digest"]
     killed.mkdir()
     kills, seed = 8, random.randrange(2**32)
@@ -290,7 +298,7 @@ def test_an_unknown_recipe_lists_those_that_exist(out, recipe):
 def test_an_unknown_method_lists_those_that_exist(teachers, out, method):
     with pytest.raises(UsageError) as caught:
         distill(method, teachers["grid25"], out)
-    refused(caught, "method-unknown", "consistency, guidance, progressive", out.parent, set())
+    refused(caught, "method-unknown", "consistency, feature_kd, guidance, progressive", out.parent, set())
 
 
 @pytest.mark.parametrize(

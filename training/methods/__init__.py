@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.feature_kd import FeatureKD
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.progressive import Progressive
 
 METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (Progressive, Consistency, GuidanceDistillation)
+    method.name: method for method in (Progressive, Consistency, GuidanceDistillation, FeatureKD)
 }
 """What ``distill-rt distill METHOD`` offers."""
 
-__all__ = ["Method", "Phase", "METHODS", "Consistency", "Denoising", "GuidanceDistillation", "Progressive"]
+__all__ = ["Method", "Phase", "METHODS", "Consistency", "Denoising", "FeatureKD", "GuidanceDistillation", "Progressive"]

@@ -1,0 +1,94 @@
+"""Intermediate features of two networks and how far they are apart.
+
+Every distance is relative (a scaled copy of a network at any scale gives the same figure), so that no stage and no term drowns
+the others (Zhang et al. 2024, LAPTOP-Diff, arXiv 2404.11098, section 3.3, divide by the teacher's norm likewise).
+
+Legend: B images, C channels (S of the student, T of the teacher), any trailing positions (H, W or none).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FeatureLoss = Literal["none", "hint", "attention", "similarity"]
+
+
+@contextlib.contextmanager
+def tapped(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """While the context is open, a forward pass fills the dictionary with the named modules' outputs, (B, C, ...)."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            # Down stages return (state, skip connections); transformers (B, tokens, C).
+            state = output[0] if isinstance(output, tuple) else output
+            outputs[name] = state.movedim(-1, 1) if state.ndim == 3 else state
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Hint(nn.Module):
+    """A learned 1x1 projection of the student's channels to the teacher's (the regressor of Romero et al. 2015).
+
+    Args:
+        kept: (S, T) zeros and ones, which of the teacher's channels the student's once were: where the projection starts.
+    """
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(kept.T.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected: Tensor = torch.einsum("ts,bs...->bt...", self.weight, features)
+        return projected
+
+
+def relative_error(a: Tensor, b: Tensor) -> Tensor:
+    """``mean |a - b|^2 / mean |b|^2``, a scalar; gradients through `a` only."""
+    b = b.detach()
+    return (a - b).square().mean() / b.square().mean().clamp(min=1e-12)
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Features themselves, after a `Hint` where widths differ: FitNets (Romero et al. 2015, arXiv 1412.6550, equation 3)."""
+    return relative_error(student, teacher)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Where the energy is: ``|Q_s/|Q_s| - Q_t/|Q_t||^2``, Q = sum over channels of squares, flat over positions.
+
+    Zagoruyko & Komodakis 2017 (arXiv 1612.03928), equation 2 with p = 2 and squared. Features must
+    have positions: (B, C, H, W) or (B, C, tokens).
+    """
+    maps = [F.normalize(f.square().sum(dim=1).flatten(1), dim=1) for f in (student, teacher.detach())]
+    return (maps[0] - maps[1]).square().sum(dim=1).mean()
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Which images of the batch look alike: ``|G_s - G_t|^2 / B``, rows of G = F F^T normalised, F (B, all features).
+
+    Tung & Mori 2019 (arXiv 1907.09682), equation 4; over B where they divide by B^2, because normalised rows have norm 1.
+    """
+    flat = [f.flatten(1) for f in (student, teacher.detach())]
+    grams = [F.normalize(f @ f.T, dim=1) for f in flat]
+    return (grams[0] - grams[1]).square().sum() / len(student)
+
+
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hint": hint_loss,
+    "attention": attention_loss,
+    "similarity": similarity_loss,
+}
