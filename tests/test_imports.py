@@ -23,6 +23,9 @@ NEEDS = {
     "distill_rt.models": "torch",
     "distill_rt.training": "torch",
     "distill_rt.export.onnx_": "torch",
+    "distill_rt.backends.inductor.graph": "torch",
+    "distill_rt.backends.inductor.package": "torch",
+    "distill_rt.backends.inductor.programs": "torch",
     "distill_rt.kernels.triton": "triton",
 }
 

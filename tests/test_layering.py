@@ -37,12 +37,18 @@ MAY_IMPORT = {
 """Part of the project -> parts that it may import, at the top of a file or inside of a function."""
 
 TORCH_PARTS = ("distill_rt/models/", "distill_rt/training/")
+INDUCTOR = "distill_rt/backends/inductor/"
+INDUCTOR_TORCH = tuple(f"{INDUCTOR}{name}" for name in ("graph/", "package.py", "programs.py"))
+"""What is imported once an inductor target is chosen; the rest of the folder answers without torch."""
 HOMES = {
     # package -> (where it may be imported at all, where also at the top of a file)
-    "torch": ((*TORCH_PARTS, "distill_rt/export/", "distill_rt/cli/demo"), (*TORCH_PARTS, "distill_rt/export/onnx_")),
+    "torch": (
+        (*TORCH_PARTS, "distill_rt/export/", "distill_rt/cli/demo", INDUCTOR),
+        (*TORCH_PARTS, "distill_rt/export/onnx_", *INDUCTOR_TORCH),
+    ),
     "diffusers": (("distill_rt/models/",), ()),
     "transformers": (("distill_rt/models/",), ()),
-    "onnx": (("distill_rt/export/",), ()),
+    "onnx": (("distill_rt/export/", f"{INDUCTOR}graph/"), ()),
     "onnxscript": (("distill_rt/export/",), ()),
     "onnx_ir": (("distill_rt/export/",), ()),
     # The export is checked, and constants are folded, by ONNX Runtime before there is a target.

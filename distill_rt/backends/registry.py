@@ -1,4 +1,5 @@
-"""Targets by name: ``openvino:cpu``, ``onnxruntime:cpu``, ``tensorrt:sm90``, ``tensorrt-rtx:sm86+sm89``, ``auto``."""
+"""Targets by name: ``openvino:cpu``, ``onnxruntime:cpu``, ``tensorrt:sm90``, ``tensorrt-rtx:sm86+sm89``,
+``inductor:cpu``, ``auto``."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ BACKENDS: Mapping[str, str] = {
     # Order is preference: `auto` takes the first that this machine can use.
     "openvino:cpu": "distill_rt.backends.openvino:OpenVINO",
     "onnxruntime:cpu": "distill_rt.backends.onnxruntime:OnnxRuntime",
+}
+ON_REQUEST: Mapping[str, str] = {
+    # Never taken by `auto`: they need torch at run time.
+    "inductor:cpu": "distill_rt.backends.inductor.backend:InductorCpu",
 }
 FAMILIES: Mapping[str, str] = {
     # The device is a compute capability: the constructor takes it, and knows which there are.
@@ -41,8 +46,8 @@ class Target:
             UsageError: no such target; the message lists those that exist.
         """
         backend, _, device = text.partition(":")
-        if text not in BACKENDS and backend not in FAMILIES:
-            names = [*BACKENDS, *(f"{family}:smXX" for family in FAMILIES), AUTO]
+        if text not in BACKENDS and text not in ON_REQUEST and backend not in FAMILIES:
+            names = [*BACKENDS, *ON_REQUEST, *(f"{family}:smXX" for family in FAMILIES), AUTO]
             raise UsageError(
                 f"there is no target {text!r}; targets are {', '.join(names)}",
                 code="target-unknown",
@@ -57,7 +62,8 @@ class Target:
 def backend_for(target: Target) -> Backend:
     """The backend of a target, whether or not this machine can use it."""
     family = FAMILIES.get(target.backend)
-    backend: Backend = _load(BACKENDS[str(target)])() if family is None else _load(family)(target.device)
+    named = {**BACKENDS, **ON_REQUEST}
+    backend: Backend = _load(named[str(target)])() if family is None else _load(family)(target.device)
     return backend
 
 

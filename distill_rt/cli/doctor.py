@@ -15,7 +15,7 @@ from typing import Any
 from distill_rt.backends import processor
 from distill_rt.backends.cache import engines_directory
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
-from distill_rt.backends.registry import BACKENDS, FAMILIES, Target, backend_for
+from distill_rt.backends.registry import BACKENDS, FAMILIES, ON_REQUEST, Target, backend_for
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.core.errors import DistillError
 from distill_rt.core.optional import installed
@@ -31,7 +31,7 @@ PACKAGES = {
     "openvino": "target openvino:cpu",
     "tensorrt": "targets tensorrt:smXX",
     "tensorrt-rtx": "targets tensorrt-rtx:smXX",
-    "torch": "training, exporting",
+    "torch": "training, exporting, targets inductor:*",
     "diffusers": "training, exporting",
     "safetensors": "training, exporting, compiling",
     "onnx": "exporting, compiling",
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Outcome:
     del args
     packages = {name: _version(name) for name in PACKAGES}
     gpus, no_gpu = cuda_devices()
-    targets = {name: _target(name) for name in BACKENDS}
+    targets = {name: _target(name) for name in [*BACKENDS, *ON_REQUEST]}
     targets |= {f"{family}:smXX": _target(_device_of(family, gpus)) for family in FAMILIES}
     cache = engines_directory()
     engines, num_bytes = _cache_contents(cache)

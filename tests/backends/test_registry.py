@@ -6,11 +6,11 @@ import pytest
 
 from distill_rt.backends.onnxruntime import OnnxRuntime
 from distill_rt.backends.openvino import OpenVINO
-from distill_rt.backends.registry import BACKENDS, Target, backend_for, resolve_target
+from distill_rt.backends.registry import BACKENDS, ON_REQUEST, Target, backend_for, resolve_target
 from distill_rt.core.errors import TargetError, UsageError
 
 
-@pytest.mark.parametrize("text", BACKENDS)
+@pytest.mark.parametrize("text", [*BACKENDS, *ON_REQUEST])
 def test_every_registered_target_has_its_backend(text: str) -> None:
     target = Target.parse(text)
     backend = backend_for(target)
@@ -23,7 +23,7 @@ def test_an_unknown_target_lists_those_that_exist(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Target.parse(text)
     assert caught.value.code == "target-unknown"
-    assert all(name in caught.value.message for name in [*BACKENDS, "auto"])
+    assert all(name in caught.value.message for name in [*BACKENDS, *ON_REQUEST, "auto"])
 
 
 def test_auto_prefers_openvino_and_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

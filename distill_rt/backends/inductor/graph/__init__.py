@@ -1,0 +1,1 @@
+"""An exported ONNX graph as a torch module that `torch.export` takes."""
