@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from distill_rt.backends import processor
 from distill_rt.backends.base import CompileOptions, Program, allocate
@@ -27,6 +27,7 @@ class InductorCpu:
 
     name: ClassVar[str] = "inductor"
     device: ClassVar[str] = "cpu"
+    runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     extra: ClassVar[str] = "inductor"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
     bit_exact_batches: ClassVar[bool] = False

@@ -64,7 +64,6 @@ def test_the_whole_walk(bundle: Path, engine: Path, tmp_path: Path) -> None:
 
 def test_buffers_are_ours_and_stay(engine: Path) -> None:
     program = open_engine(engine).load("network0", 2)
-    rng = np.random.default_rng(0)
     before = {name: array.ctypes.data for name, array in program.outputs.items()}
     answers = []
     for seed in (0, 1, 0):
