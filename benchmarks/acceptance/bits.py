@@ -104,6 +104,12 @@ def check_packs(recorder: Recorder, device: Device, folder: Path) -> None:
     recorder.figure("choices", choices)
     recorder.holds("pack_choice", choices == {"cubins": [f"sm_{capability}", "ptx_80"], "ptx": ["ptx_80"]})
     if recorder.dry:
+        from acceptance.interpreted import ListedPack
+
+        listed = ListedPack(default_variants(PACK_PAIRS, ["fp32"]))
+        wrong = list(different_launches(device, listed, listed.launch, ((1, 2, 4, 4), SHAPES[1])))
+        wrong += wrong_hashes(lambda *draw: pack_noise(device, listed, listed.launch, *draw))
+        recorder.holds("pack_arguments", wrong == [], note=", ".join(["in the interpreter", *wrong]))
         return
     need("cuda")
     from distill_rt.core.optional import installed
@@ -155,10 +161,12 @@ def pack_noise(device: Device, pack: Any, launch: Launch, seeds: list[int], shap
     return out.cpu().numpy()
 
 
-def different_launches(device: Device, pack: Any, launch: Launch) -> Iterable[str]:
+def different_launches(
+    device: Device, pack: Any, launch: Launch, shapes: tuple[tuple[int, ...], ...] = SHAPES
+) -> Iterable[str]:
     """What differs in any bit between Triton's own launches and the pack's."""
     for pair in PACK_PAIRS:
-        for shape in SHAPES:
+        for shape in shapes:
             for form_name, form in all_forms().items():
                 by_triton = RowBuffers(form, pair, shape, num_sets=1, device=device.name)
                 by_pack = RowBuffers(form, pair, shape, num_sets=1, device=device.name)
@@ -166,7 +174,7 @@ def different_launches(device: Device, pack: Any, launch: Launch) -> Iterable[st
                 launch(*row_launch(pack, by_pack, pair, shape))
                 if not same_bits(by_triton.results(), by_pack.results()):
                     yield f"table_row {form_name} {'-'.join(pair)} {shape}"
-    for shape in SHAPES:
+    for shape in shapes:
         for kernel, (got, wanted) in other_launches(device, pack, launch, shape).items():
             if not same_bits([got], [wanted]):
                 yield f"{kernel} {shape}"

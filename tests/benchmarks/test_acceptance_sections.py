@@ -25,7 +25,7 @@ DRY = {
     "ceilings": set(),
     "accuracy": {"error_over_bound"},
     "speed": {"table_row_1gib_over_copy", "table_row_batch1_over_null"},
-    "bits": {"cpu_noise_golden", "triton_noise_golden", "pack_choice"},
+    "bits": {"cpu_noise_golden", "triton_noise_golden", "pack_choice", "pack_arguments"},
     "graph": {"states_from_run_table", "inputs_change_without_capture"},
     "engine-inductor": {
         "seed_label_guidance_change", "same_request_same_bits", "previews_same_bits", "threads_same_bits",
