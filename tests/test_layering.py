@@ -59,7 +59,7 @@ HOMES = {
     "openvino": (("distill_rt/backends/openvino.py",), ()),
     "tensorrt": ((), ()),
     "triton": (("distill_rt/kernels/triton/",), ("distill_rt/kernels/triton/",)),
-    "cuda": (("distill_rt/kernels/",), ()),
+    "cuda": (("distill_rt/kernels/", "distill_rt/backends/cuda/"), ()),
     "fastapi": ((), ()),
     "ray": ((), ()),
     "tokenizers": (("distill_rt/core/tokenizer.py",), ()),

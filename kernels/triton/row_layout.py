@@ -64,11 +64,16 @@ def pack_table(table: StepTable) -> Float32:
 
 def pack_start(table: StepTable) -> Float32:
     """The row of the initial noise, float32 (K,): x = init_scale * z, and the first row's network input beside it."""
+    return pack_noise(INITIAL_STREAM, scale=table.init_scale, next_c_in=table.rows[0].c_in)
+
+
+def pack_noise(stream: int, *, scale: float = 1.0, next_c_in: float = 1.0) -> Float32:
+    """A row for `philox_normal`, float32 (K,): scale * z of one stream."""
     packed = np.zeros(NUM_WORDS, np.float32)
-    packed[WORD["n"]] = table.init_scale
+    packed[WORD["n"]] = scale
     packed[WORD["clip"]] = math.inf
-    packed[WORD["next_c_in"]] = table.rows[0].c_in
-    packed.view(np.uint32)[WORD["stream"]] = INITIAL_STREAM
+    packed[WORD["next_c_in"]] = next_c_in
+    packed.view(np.uint32)[WORD["stream"]] = stream
     return packed
 
 

@@ -38,6 +38,9 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "refitter": ("Refitter",),
     "prototype": ("Weights",),
     "weights": ("Weights",),
+    "context": ("IExecutionContext",),
+    "settings": ("IRuntimeConfig",),
+    "kernels": ("IRuntimeCache",),
 }
 PLAIN = frozenset({"trt", "value", "logger", "severity", "dtype"})
 """Names that may be `Any` and need no class: the module, and values that are only compared or handed on."""
@@ -45,7 +48,8 @@ RETURNS: Mapping[str, str] = {
     "create_network": "network", "create_builder_config": "config", "create_optimization_profile": "native",
     "get_error": "problem", "get_layer": "layer", "create_timing_cache": "cache", "deserialize_cuda_engine": "engine",
     "create_engine_inspector": "inspector", "get_weights_prototype": "prototype", "Builder": "builder",
-    "OnnxParser": "parser", "Runtime": "runtime", "Refitter": "refitter", "Weights": "weights",
+    "create_execution_context": "context", "create_runtime_config": "settings", "create_runtime_cache": "kernels",
+    "get_runtime_cache": "kernels", "OnnxParser": "parser", "Runtime": "runtime", "Refitter": "refitter", "Weights": "weights",
 }  # fmt: skip
 """Function or class -> the name that its result must be assigned to."""
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from weakref import WeakValueDictionary
 
 from distill_rt.backends.base import CompileOptions, Program
 from distill_rt.backends.cache import engines_directory
+from distill_rt.backends.cuda.driver import Driver, open_driver
+from distill_rt.backends.cuda.failures import out_of_memory
+from distill_rt.backends.cuda.programs import DeviceProgram, Graph, HostProgram
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
 from distill_rt.backends.tensorrt.builder import BuildOptions, build_plan, build_settings
 from distill_rt.backends.tensorrt.capability import (
@@ -28,14 +32,11 @@ from distill_rt.backends.tensorrt.capability import (
 from distill_rt.backends.tensorrt.library import TITLES, Flavour, load_library
 from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, Plan, PlanInfo, open_plan, read_info, write_plan
 from distill_rt.backends.tensorrt.profiles import make_profiles
+from distill_rt.backends.tensorrt.program import TensorRTProgram
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.core.optional import installed
 from distill_rt.core.spec import TensorSpec
-
-NO_RUNTIME = "this version of distill-rt builds plans, but does not run them yet"
-"""Why not even the right GPU helps; goes when the runtime takes a `Plan`."""
-
 
 class TensorRT:
     """Target ``tensorrt:smXX``. `TensorRTRTX` differs in its class variables and in where it builds."""
@@ -45,17 +46,19 @@ class TensorRT:
     extra: ClassVar[str] = "tensorrt"
     devices: ClassVar[tuple[int, ...]] = TENSORRT_CAPABILITIES
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32")
-    runs_on: ClassVar[Literal["host", "cuda"]] = "cuda"
     bit_exact_batches: ClassVar[bool] = False
     joins_batches: ClassVar[bool] = True
     typed_graphs: ClassVar[bool] = True
     # GroupNormalization stays whole: TensorRT fuses it with the SiLU that follows.
     rewrites: ClassVar[tuple[str, ...]] = ()
     several_devices: ClassVar[bool] = False
+    runs_on: ClassVar[Literal["host", "cuda"]] = "cuda"
 
     def __init__(self, device: str) -> None:
         self.capabilities = parse_capabilities(device, self.devices, target=self.name, several=self.several_devices)
         self.device = "+".join(f"sm{number}" for number in self.capabilities)
+        self._driver: Driver | None = None
+        self._plans: WeakValueDictionary[Path, Plan] = WeakValueDictionary()
 
     # -- what this machine can do ----------------------------------------------------------------------------------------
 
@@ -67,7 +70,8 @@ class TensorRT:
         return missing and f"{TITLES[self.flavour]} measures kernels on the GPU that it builds for, and {missing}"
 
     def cannot_run(self) -> str | None:
-        return self._no_matching_gpu() or NO_RUNTIME
+        missing = next((name for name in ("cuda.bindings", "cuda.core") if not installed(name)), None)
+        return self._no_matching_gpu() or (missing and f"package {missing.replace('.', '-')!r} is not installed")
 
     def check(self, options: CompileOptions) -> None:
         check_arithmetic(options.precision, self.capabilities, target=f"{self.name}:{self.device}")
@@ -124,6 +128,11 @@ class TensorRT:
         )
         return write_plan(out_dir, f"{stem}{PLAN_SUFFIX}", built.plan, info)
 
+    def driver(self) -> Driver:
+        if self._driver is None:
+            self._driver = open_driver(self.capabilities)
+        return self._driver
+
     def load(
         self,
         directory: Path,
@@ -133,17 +142,37 @@ class TensorRT:
         batch: int,
         options: CompileOptions,
     ) -> Program:
-        reason = self.cannot_run()
-        raise TargetError(
-            f"{directory / files[0]} cannot be loaded: {reason}",
-            code="target-unavailable",
-            hint=f"run it on a machine with {self.device.replace('+', ' or ')}",
-        )
+        return HostProgram(self.driver(), self.load_device(directory, files, inputs, outputs, batch, options))
+
+    def load_device(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        batch: int,
+        options: CompileOptions,
+    ) -> DeviceProgram:
+        driver = self.driver()
+        driver.use()
+        path = directory / files[0]
+        plan = self._plans.get(path)
+        if plan is None:
+            need = path.stat().st_size  # nearly all of a plan is weights
+            free, total = driver.free_and_total_bytes()
+            if need > free:
+                raise out_of_memory(need, free, total, str(driver.device), f"the weights in {path.name}")
+            plan = self.open_plan(directory, files, inputs, outputs)
+            self._plans[path] = plan
+        return TensorRTProgram(plan, driver, inputs, outputs, batch, self._jit_cache(plan.library.version))
+
+    def capture(self, stream: int, record: Callable[[], None]) -> Graph:
+        return self.driver().capture(stream, record)
 
     def open_plan(
         self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> Plan:
-        """Deserialise what `compile` wrote, on the current CUDA device: where the runtime takes over.
+        """Deserialise what `compile` wrote, on the current CUDA device.
 
         Raises:
             TargetError: another library, another GPU, or no GPU.
@@ -161,11 +190,18 @@ class TensorRT:
 
     def _timing_cache(self, version: str) -> Path | None:
         """Measurements belong to one version on one kind of GPU."""
+        return self._library_cache("timing", version)
+
+    def _jit_cache(self, version: str) -> Path | None:
+        """Plans hold machine code."""
+        return None
+
+    def _library_cache(self, folder: str, version: str) -> Path | None:
         device = self._matching_gpu(cuda_devices()[0])
         if device is None:
             return None
         gpu = re.sub(r"\W+", "-", device.name).strip("-").lower()
-        return engines_directory().parent / "timing" / f"{self.flavour}-{version}-{gpu}.cache"
+        return engines_directory().parent / folder / f"{self.flavour}-{version}-{gpu}.cache"
 
 
 class TensorRTRTX(TensorRT):
@@ -182,3 +218,6 @@ class TensorRTRTX(TensorRT):
 
     def _timing_cache(self, version: str) -> Path | None:
         return None  # it measures nothing
+
+    def _jit_cache(self, version: str) -> Path | None:
+        return self._library_cache("jit", version)

@@ -43,6 +43,22 @@ PROBES: Mapping[str, tuple[str, ...]] = {
         "EngineValidity.INVALID",
         "EngineInvalidityDiagnostics",
     ),
+    "runtime-config": (  # TensorRT 10.16 and later, TensorRT-RTX
+        "ICudaEngine.create_runtime_config",
+        "IRuntimeConfig.set_execution_context_allocation_strategy",
+    ),
+    "jit": (  # TensorRT-RTX: kernels are compiled when a context is made
+        "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+        "IRuntimeConfig.cuda_graph_strategy",
+        "IRuntimeConfig.create_runtime_cache",
+        "IRuntimeConfig.set_runtime_cache",
+        "IRuntimeConfig.get_runtime_cache",
+        "IRuntimeCache.deserialize",
+        "IRuntimeCache.serialize",
+        "DynamicShapesKernelSpecializationStrategy.EAGER",
+        "CudaGraphStrategy.DISABLED",
+    ),
+    "capturability": ("IExecutionContext.is_stream_capturable",),  # TensorRT-RTX
 }
 
 

@@ -1,7 +1,7 @@
 """Plan files: what stands beside a plan, and a plan on its device.
 
-`PlanInfo` is written beside every plan and read without TensorRT. `open_plan` is as far as this folder goes: it deserialises on
-a machine with the GPU. Buffers, streams and calls are the runtime's, which gets everything that it needs from a `Plan`.
+`PlanInfo` is written beside every plan and read without TensorRT. `open_plan` deserialises on a machine with the GPU; a `Plan`
+serves any number of programs (`distill_rt.backends.tensorrt.program`), which share its weights.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_info(directory: Path, files: Sequence[str]) -> PlanInfo:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class Plan:
     """A deserialised plan. `log` and `runtime` must live as long as `engine`, and this keeps them.
 
