@@ -147,6 +147,14 @@ class Backend(Protocol):
         """
         ...
 
+    def add_kernels(self, directory: Path) -> None:
+        """Put what an engine's runtime launches around the networks into the engine, unless this package brings it.
+
+        Raises:
+            TargetError: the kernels cannot be compiled here.
+        """
+        ...
+
     def load(
         self,
         directory: Path,

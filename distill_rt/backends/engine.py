@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from distill_rt.backends.base import Backend, CompileOptions, Program, component_batch, component_batches
+from distill_rt.backends.cuda.programs import CudaBackend, DeviceProgram
 from distill_rt.backends.fingerprint import check_engine
 from distill_rt.core.artifacts import EngineBody
 from distill_rt.core.errors import ArtifactError, GateError
 from distill_rt.core.manifest import Manifest, decode_body, read_manifest, read_whole, verify_files
+from distill_rt.core.spec import Tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,16 +35,29 @@ class Engine:
         Raises:
             TargetError: the backend's runtime refuses the files.
         """
+        return self.backend.load(*self._compiled(component, num_images))
+
+    def load_device(self, component: str, num_images: int) -> DeviceProgram:
+        """As `load`, for an engine whose `backend.runs_on` is "cuda": inputs and outputs stay on the GPU.
+
+        Raises:
+            TargetError: the backend's runtime refuses the files.
+            ResourceError: not enough GPU memory.
+        """
+        return self.cuda_backend().load_device(*self._compiled(component, num_images))
+
+    def cuda_backend(self) -> CudaBackend:
+        """The backend of an engine that runs on a GPU."""
+        assert self.backend.runs_on == "cuda", self.body.target
+        return cast(CudaBackend, self.backend)
+
+    def _compiled(
+        self, component: str, num_images: int
+    ) -> tuple[Path, tuple[str, ...], Tensors, Tensors, int, CompileOptions]:
         (compiled,) = (item for item in self.body.components[component] if item.batch == num_images)
         inputs, outputs = self.body.spec.components()[component]
-        return self.backend.load(
-            self.directory,
-            compiled.files,
-            inputs,
-            outputs,
-            component_batch(self.body.spec, component, num_images),
-            self.options,
-        )
+        batch = component_batch(self.body.spec, component, num_images)
+        return self.directory, compiled.files, inputs, outputs, batch, self.options
 
 
 def open_engine(directory: str | Path, *, ungated: bool = False) -> Engine:

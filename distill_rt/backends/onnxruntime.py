@@ -117,6 +117,9 @@ class OnnxRuntime:
         # A graph without large weights has no second file.
         return tuple(name for name in (graph, weights) if (out_dir / name).exists())
 
+    def add_kernels(self, directory: Path) -> None:
+        pass  # `distill_rt.kernels` has them for every processor
+
     def load(
         self,
         directory: Path,

@@ -121,6 +121,9 @@ class OpenVINO:
         (out_dir / file).write_bytes(blob.getbuffer())
         return (file,)
 
+    def add_kernels(self, directory: Path) -> None:
+        pass  # `distill_rt.kernels` has them for every processor
+
     def load(
         self,
         directory: Path,

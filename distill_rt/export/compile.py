@@ -127,6 +127,8 @@ class _Builder:
         """
         start = time.perf_counter()
         components = self._compile(directory)
+        self.progress(f"kernels for {self.target}")
+        self.backend.add_kernels(directory)
         build_seconds = time.perf_counter() - start
         golden = load_golden(self.bundle.directory / self.bundle.body.golden)
         elsewhere = self.backend.cannot_run()

@@ -6,6 +6,7 @@ Legend: B images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,32 +29,47 @@ from distill_rt.runtime.timing import Stopwatch
 from distill_rt.runtime.worker import OnRow, Pixels, Work, Worker, make_worker
 
 OnStep = Callable[[StepUpdate], None]
+Crew = dict[int, Worker]
+"""One loaded worker per compiled batch: what serves one request at a time."""
+
+MAX_WORKERS = 64
 
 
-def load(engine: str | Path, *, preload: bool = True) -> Pipeline:
+def load(engine: str | Path, *, preload: bool = True, workers: int = 1, capture: bool = True) -> Pipeline:
     """`Pipeline.load`."""
-    return Pipeline.load(engine, preload=preload)
+    return Pipeline.load(engine, preload=preload, workers=workers, capture=capture)
 
 
 class Pipeline:
     """Images from one engine. Everything slow happens in `load`; a request only fills buffers and calls networks.
 
-    Safe to share between threads: a lock lets one request run at a time (the processor is busy with it anyway), the others
-    wait in no particular order. Use it as a context manager, or `close` it, to free the networks at a known moment.
+    Safe to share between threads: as many requests run at a time as there are workers, the others wait in no particular order.
+    Use it as a context manager, or `close` it, to free the networks at a known moment.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, workers: int = 1, capture: bool = True) -> None:
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_WORKERS:
+            raise UsageError(
+                f"workers must be an integer of 1..{MAX_WORKERS}, got {workers!r}",
+                code="workers-out-of-range",
+                hint="one is right unless several threads make requests",
+            )
         self._engine = engine
-        self._workers: dict[int, Worker] = {}
+        self._capture = capture
+        # Last in, first out: with preload=False, a worker that has loaded a batch already is taken first.
+        self._idle: queue.LifoQueue[Crew] = queue.LifoQueue()
+        self._crews: list[Crew] = [{} for _ in range(workers)]
+        for crew in self._crews:
+            self._idle.put(crew)
         file, condition = engine.body.tokenizer, engine.body.spec.condition
         self._tokenizer = None if file is None else Tokenizer(engine.directory / file, condition)
-        self._lock = threading.RLock()
-        self._running = False
+        self._thread = threading.local()
+        self._closing = threading.Lock()
         self._closed = False
         self.load_ms = 0.0
 
     @classmethod
-    def load(cls, engine: str | Path, *, preload: bool = True) -> Self:
+    def load(cls, engine: str | Path, *, preload: bool = True, workers: int = 1, capture: bool = True) -> Self:
         """Read, verify and load an engine directory.
 
         The number of threads of a network call is part of the engine (it decides speed and, on some targets, the last
@@ -63,16 +79,24 @@ class Pipeline:
             engine: directory that ``distill-rt compile`` wrote.
             preload: load every compiled batch and warm it up now; False loads a batch when a request first needs it,
                 for programs that make few requests.
+            workers: requests that run at the same time, 1 to `MAX_WORKERS`. On a GPU they share the weights, and each has
+                buffers, a stream and captured graphs of its own; on a processor each loads the networks again, which pays
+                off only for engines that were compiled for fewer threads than there are cores.
+            capture: on a GPU, capture every plan as one CUDA graph (the default). False launches every kernel of every
+                request: slower, and the same images.
 
         Raises:
+            UsageError: `workers` is out of range.
             ArtifactError: missing, damaged, foreign, or from another version.
             TargetError: compiled for another machine, or its package is not installed.
+            ResourceError: not enough GPU memory.
         """
         started = time.perf_counter()
-        pipeline = cls(open_engine(engine))
+        pipeline = cls(open_engine(engine), workers=workers, capture=capture)
         if preload:
-            for batch in pipeline.batches:
-                pipeline._open(batch)
+            for crew in pipeline._crews:
+                for batch in pipeline.batches:
+                    pipeline._open(crew, batch)
         pipeline.load_ms = 1e3 * (time.perf_counter() - started)
         return pipeline
 
@@ -149,10 +173,10 @@ class Pipeline:
             assert request.prompts is not None
             tokens = self._tokenizer(request.prompts)
             watch.lap("text")
-        with self._exclusive():
+        with self._crew() as crew:
             watch.lap("wait")
             for chunk in split(request.num_images, self.batches):
-                self._run_chunk(chunk, request, tokens, seeds_B, images, watch, on_step)
+                self._run_chunk(crew, chunk, request, tokens, seeds_B, images, watch, on_step)
         seeds = tuple(int(seed) for seed in seeds_B)
         watch.lap("request")
         return Result(
@@ -169,11 +193,14 @@ class Pipeline:
         )
 
     def close(self) -> None:
-        """Free the networks; later requests are refused. Waits for a running request. Closing twice is fine."""
-        with self._lock:
-            self._refuse_reentry()
+        """Free the networks; later requests are refused. Waits for running requests. Closing twice is fine."""
+        self._refuse_reentry()
+        with self._closing:
             self._closed = True
-            self._workers.clear()
+            idle = [self._idle.get() for _ in self._crews]
+            for crew in idle:
+                crew.clear()
+                self._idle.put(crew)
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +212,7 @@ class Pipeline:
 
     def _run_chunk(
         self,
+        crew: Crew,
         chunk: Chunk,
         request: Request,
         tokens: Tokens | None,
@@ -193,8 +221,8 @@ class Pipeline:
         watch: Stopwatch,
         on_step: OnStep | None,
     ) -> None:
-        if chunk.batch not in self._workers:
-            self._open(chunk.batch)
+        if chunk.batch not in crew:
+            self._open(crew, chunk.batch)
             watch.lap("load")
         assert request.steps is not None
         members = slice(chunk.start, chunk.start + chunk.count)
@@ -207,26 +235,28 @@ class Pipeline:
             latents=None if request.latents is None else request.latents[members],
         )
         on_row = None if on_step is None else _preview(on_step, chunk, len(self.spec.plans[request.steps].rows))
-        self._workers[chunk.batch].run(work, images_BHWC[members], watch, on_row)
+        crew[chunk.batch].run(work, images_BHWC[members], watch, on_row)
 
-    def _open(self, batch: int) -> None:
-        self._workers[batch] = make_worker(self._engine, batch)
+    def _open(self, crew: Crew, batch: int) -> None:
+        crew[batch] = make_worker(self._engine, batch, capture=self._capture)
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self._lock:
-            self._refuse_reentry()
+    def _crew(self) -> Iterator[Crew]:
+        """A crew that nobody else uses, as soon as there is one."""
+        self._refuse_reentry()
+        crew = self._idle.get()
+        try:
             if self._closed:
                 raise UsageError("this pipeline is closed", code="pipeline-closed", hint="load the engine again")
-            self._running = True
-            try:
-                yield
-            finally:
-                self._running = False
+            self._thread.busy = True
+            yield crew
+        finally:
+            self._thread.busy = False
+            self._idle.put(crew)
 
     def _refuse_reentry(self) -> None:
-        """The lock is re-entrant only so that this can be said, instead of waiting for ourselves for ever."""
-        if self._running:
+        """Say it, instead of waiting for ourselves for ever."""
+        if getattr(self._thread, "busy", False):
             raise UsageError(
                 "a pipeline cannot be used from within its own on_step",
                 code="pipeline-reentered",

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.backends.engine import Engine
-from distill_rt.core.errors import TargetError
 from distill_rt.runtime.timing import Stopwatch
 
 Pixels = NDArray[np.uint8]
@@ -60,18 +59,20 @@ class Worker(Protocol):
         ...
 
 
-def make_worker(engine: Engine, batch: int) -> Worker:
+def make_worker(engine: Engine, batch: int, *, capture: bool = True) -> Worker:
     """Load one compiled batch of an engine and warm it up.
 
+    Args:
+        capture: on a GPU, capture every plan as one graph; False launches every kernel of every request.
+
     Raises:
-        TargetError: the backend's runtime refuses the files, or nothing here runs such an engine.
+        TargetError: the backend's runtime refuses the files, or a request cannot be captured.
+        ResourceError: not enough GPU memory.
     """
     if engine.backend.runs_on == "host":
         from distill_rt.runtime.host_step import HostStepWorker
 
         return HostStepWorker.load(engine, batch)
-    raise TargetError(
-        f"this version of distill-rt does not run engines for {engine.body.target}",
-        code="target-unavailable",
-        hint="compile its bundle for another target",
-    )
+    from distill_rt.runtime.cuda.graph_worker import GraphWorker
+
+    return GraphWorker.load(engine, batch, capture=capture)

@@ -1,8 +1,9 @@
 """A CUDA driver whose device memory is the host's: for everything around kernels and plans that a GPU is not needed for.
 
-`FakeCuda` answers like the module `cuda.bindings.driver`. Work runs when its stream is synchronized, not before, so a missing wait
-shows; captured work is kept and replayed; what the real driver forbids while capturing is an error here too. Kernels run as
-their NumPy references (the Triton sources are compared with those elsewhere), on addresses, in the order of the pack's parameters.
+`FakeCuda` answers like the module `cuda.bindings.driver`. Work runs when its stream is synchronized, not before, so a missing
+wait shows; captured work is kept and replayed; what the real driver forbids while capturing is an error here too. Kernels run
+as their NumPy references (the Triton sources are compared with those elsewhere), on addresses, in the order of the pack's
+parameters.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def make_pack(directory: Path = Path("imaginary")) -> KernelPack:
     """A pack with everything but machine code."""
     image = Image(
-        file=FileEntry(path="none", size=0, sha256=""), arch="sm_90a", entry="none", shared_bytes=0, registers=32, stack_bytes=0
+        file=FileEntry(path="none", size=0, sha256="0" * 64), arch="sm_90a", entry="none", shared_bytes=0, registers=32, stack_bytes=0
     )  # fmt: skip
     kernels = {
         variant.name: PackedKernel(

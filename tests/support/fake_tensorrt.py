@@ -53,7 +53,8 @@ class Context:
         return [tensor.name for tensor in self._session.get_inputs() if tensor.name not in self._shapes]
 
     def set_device_memory(self, address: int, size: int) -> None:
-        assert self._cuda.on_device(address, size) and address % 256 == 0
+        assert self._cuda.on_device(address, size)
+        assert address % 256 == 0
         self._memory = size
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.core import codec
-from distill_rt.core.artifacts import BundleBody, Component, StudentBody
+from distill_rt.core.artifacts import BundleBody, Component, Precision, StudentBody
 from distill_rt.core.directory import publish
 from distill_rt.core.manifest import write_manifest
 from distill_rt.core.prediction import Parameterization, Prediction
@@ -105,11 +105,16 @@ def make_bundle(path: Path, spec: StudentSpec) -> Path:
 
 
 def make_engine(
-    path: Path, spec: StudentSpec, *, target: str = "onnxruntime:cpu", batches: tuple[int, ...] = (1, 4, 16)
+    path: Path,
+    spec: StudentSpec,
+    *,
+    target: str = "onnxruntime:cpu",
+    batches: tuple[int, ...] = (1, 4, 16),
+    precision: Precision | None = None,
 ) -> Path:
     """A real engine for a contract."""
     bundle = make_bundle(path.with_suffix(".bundle"), spec)
-    return compile_bundle(bundle, target, path, batches=batches, num_threads=1, use_cache=False)
+    return compile_bundle(bundle, target, path, precision=precision, batches=batches, num_threads=1, use_cache=False)
 
 
 def make_student(path: Path, spec: StudentSpec) -> Path:

@@ -53,7 +53,9 @@ class CapturedGraph:
         driver.release_with(self, driver.api.cuGraphExecDestroy, executable)
 
     def launch(self, stream: int) -> None:
-        self._driver.check(self._driver.api.cuGraphLaunch(self._executable, stream), "cannot launch the captured request")
+        self._driver.check(
+            self._driver.api.cuGraphLaunch(self._executable, stream), "cannot launch the captured request"
+        )
 
 
 class Driver:
@@ -164,7 +166,9 @@ class Driver:
         try:
             record()
         except BaseException:
-            code, graph = self.api.cuStreamEndCapture(stream)  # the stream must leave capture mode; its graph is of no use
+            code, graph = self.api.cuStreamEndCapture(
+                stream
+            )  # the stream must leave capture mode; its graph is of no use
             if not int(code):
                 self.api.cuGraphDestroy(graph)
             raise
@@ -188,7 +192,9 @@ def open_driver(capabilities: tuple[int, ...] | None) -> Driver:
     Raises:
         TargetError: there is no such GPU or no driver, or cuda-bindings is not installed.
     """
-    devices, reason = cuda_devices()  # before cuda.bindings, whose own error for a missing driver is three paragraphs long
+    devices, reason = (
+        cuda_devices()
+    )  # before cuda.bindings, whose own error for a missing driver is three paragraphs long
     if reason:
         raise TargetError(
             f"this machine has no usable GPU: {reason}",

@@ -34,12 +34,16 @@ def driver_error(code: int, name: str, what: str) -> DistillError:
         hint = "check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
         return TargetError(message, code="gpu-missing", hint=hint, details=details)
     if code in _CAPTURE:
-        hint = "load it without captured graphs (capture=False, command line: --no-capture), and report this with the log"
+        hint = (
+            "load it without captured graphs (capture=False, command line: --no-capture), and report this with the log"
+        )
         return TargetError(message, code="capture-failed", hint=hint, details=details)
     if code in _LOST_CONTEXT:
         hint = "the GPU stopped this process's work: start it again; compile the engine again if it happens once more"
         return TargetError(message, code="gpu-work-failed", hint=hint, details=details)
-    return TargetError(message, code="cuda-error", hint="start again; `nvidia-smi` shows the GPU's state", details=details)
+    return TargetError(
+        message, code="cuda-error", hint="start again; `nvidia-smi` shows the GPU's state", details=details
+    )
 
 
 def out_of_memory(needed_bytes: int, free_bytes: int, total_bytes: int, gpu: str, what: str) -> ResourceError:

@@ -87,7 +87,7 @@ class CudaBackend(Backend, Protocol):
 
 
 class HostProgram:
-    """A `Program` on host arrays over a `DeviceProgram`: copy in, run, copy out, wait. For the gate, and whoever wants arrays."""
+    """A `Program` on host arrays over a `DeviceProgram`: copy in, run, copy out, wait. For the gate."""
 
     def __init__(self, driver: Driver, program: DeviceProgram) -> None:
         self._driver = driver

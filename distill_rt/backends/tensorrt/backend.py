@@ -20,6 +20,7 @@ from distill_rt.backends.base import CompileOptions, Program
 from distill_rt.backends.cache import engines_directory
 from distill_rt.backends.cuda.driver import Driver, open_driver
 from distill_rt.backends.cuda.failures import out_of_memory
+from distill_rt.backends.cuda.kernels import put_kernels
 from distill_rt.backends.cuda.programs import DeviceProgram, Graph, HostProgram
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
 from distill_rt.backends.tensorrt.builder import BuildOptions, build_plan, build_settings
@@ -37,6 +38,8 @@ from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.core.optional import installed
 from distill_rt.core.spec import TensorSpec
+from distill_rt.kernels.aot import source_digest
+
 
 class TensorRT:
     """Target ``tensorrt:smXX``. `TensorRTRTX` differs in its class variables and in where it builds."""
@@ -98,7 +101,11 @@ class TensorRT:
         }
 
     def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
-        return {"compiler": load_library(self.flavour).compiler, "settings": self.settings(options)}
+        return {
+            "compiler": load_library(self.flavour).compiler,
+            "settings": self.settings(options),
+            "kernels": source_digest(),
+        }
 
     # -- build and load --------------------------------------------------------------------------------------------------
 
@@ -127,6 +134,9 @@ class TensorRT:
             build_seconds=round(time.perf_counter() - start, 3),
         )
         return write_plan(out_dir, f"{stem}{PLAN_SUFFIX}", built.plan, info)
+
+    def add_kernels(self, directory: Path) -> None:
+        put_kernels(directory, self.capabilities)
 
     def driver(self) -> Driver:
         if self._driver is None:

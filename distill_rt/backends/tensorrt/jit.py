@@ -1,8 +1,8 @@
 """How TensorRT-RTX compiles kernels when a context is made: all of them then, none later, and none twice on one machine.
 
-Its default compiles specialised kernels in the background while slower ones run. A captured graph would keep the slower ones for
-ever, so they are compiled before (strategy EAGER), and kept in a file for the next process. TensorRT has nothing of this: its
-plans hold machine code. Not run on a GPU yet.
+Its default compiles specialised kernels in the background while slower ones run. A captured graph would keep the slower
+ones for ever, so they are compiled before (strategy EAGER), and kept in a file for the next process. TensorRT has nothing of
+this: its plans hold machine code. Not run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class TensorRTProgram:
         profile = plan.profile_index(sizes)
         if profile is None:
             raise TargetError(f"the plan was not compiled for a batch of {batch}", code="batch-missing", hint=REBUILD)
-        shapes = {tensor.name: (concrete_shape(tensor, sizes), np.dtype(tensor.dtype)) for tensor in (*inputs, *outputs)}
+        shapes = {
+            tensor.name: (concrete_shape(tensor, sizes), np.dtype(tensor.dtype)) for tensor in (*inputs, *outputs)
+        }
         self._tensors = Arena(driver, shapes, "inputs and outputs of a network")
         self._scratch = driver.allocate(plan.device_memory_bytes(profile), "scratch memory of a network")
         self.inputs: Mapping[str, DeviceTensor] = {tensor.name: self._tensors[tensor.name] for tensor in inputs}
@@ -84,7 +86,9 @@ class TensorRTProgram:
             if tuple(context.get_tensor_shape(name)) != tensor.shape:
                 shape = tuple(context.get_tensor_shape(name))
                 raise plan.log.refuse(
-                    "has another plan than the manifest says", hint=REBUILD, reasons=[f"{name} is {shape}, not {tensor.shape}"]
+                    "has another plan than the manifest says",
+                    hint=REBUILD,
+                    reasons=[f"{name} is {shape}, not {tensor.shape}"],
                 )
             if not context.set_tensor_address(name, tensor.address):
                 raise plan.log.refuse(f"refuses the memory of {name}", hint=REBUILD)

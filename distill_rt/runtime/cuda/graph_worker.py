@@ -1,7 +1,7 @@
 """The worker of a GPU: every plan captured as one graph at load; a request writes some numbers, launches, and reads pixels.
 
-Two workers of one engine share its weights and nothing else: each has a stream, execution contexts, buffers and graphs of its own.
-Not run on a GPU yet.
+Two workers of one engine share its weights and nothing else: each has a stream, execution contexts, buffers and graphs of its
+own. Not run on a GPU yet.
 
 Legend: b images of a work, B images of the worker's batch.
 """
@@ -9,13 +9,15 @@ Legend: b images of a work, B images of the worker's batch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.backends.cuda.driver import Driver
+from distill_rt.backends.cuda.kernels import PackLauncher
 from distill_rt.backends.cuda.programs import CudaBackend, Graph
+from distill_rt.backends.engine import Engine
 from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.runtime.cuda.step_request import StepRequest
@@ -63,6 +65,27 @@ class GraphWorker:
             request.write_null_text(self._stream)
         for steps in plans:
             self._prepare((steps, False))
+
+    @classmethod
+    def load(cls, engine: Engine, batch: int, *, capture: bool = True) -> Self:
+        """The worker of one compiled batch of an engine.
+
+        Raises:
+            TargetError: the backend's runtime refuses the files, no kernel of the engine runs on this GPU, or a request cannot
+                be captured.
+            ResourceError: not enough GPU memory.
+        """
+        spec, backend = engine.body.spec, engine.cuda_backend()
+        driver = backend.driver()
+        driver.use()
+        smallest = engine.body.batches[0]
+        programs = {}
+        for name in spec.components():
+            compiled = {item.batch for item in engine.body.components[name]}
+            programs[name] = engine.load_device(name, batch if batch in compiled else smallest)
+        launcher = PackLauncher(engine.directory, driver)
+        request = StepRequest(spec, programs, batch, driver, launcher)
+        return cls(spec, request, backend, spec.steps, capture=capture)
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         driver = self._driver
@@ -141,8 +164,3 @@ class GraphWorker:
                 staging[name].fill(work.guidance)
         if work.latents is not None:
             staging["latents"][:] = work.latents[rows]
-
-
-def request_for(mode: str) -> Any:
-    """The class of request that an engine's mode needs."""
-    return {"step": StepRequest, "trajectory": TrajectoryRequest}[mode]

@@ -127,7 +127,9 @@ class KernelCalls:
         pack = self._launcher.pack
         aligned = is_aligned((x, out), (num,))
         name = pack.find("to_uint8", state=DTYPE, network=DTYPE, aligned=aligned)
-        self._run(stream, name, pack.body.kernels[name].grid(self._num_images, num), {"x_ptr": x, "out_ptr": out} | sizes)
+        self._run(
+            stream, name, pack.body.kernels[name].grid(self._num_images, num), {"x_ptr": x, "out_ptr": out} | sizes
+        )
 
     def _launch(
         self,

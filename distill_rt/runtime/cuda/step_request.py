@@ -31,11 +31,13 @@ def request_buffers(spec: StudentSpec, batch: int) -> Shapes:
     state = ((batch, *spec.sample_shape), np.float32)
     num_history = max(table.num_history for table in spec.plans.values())
     channels, height, width = spec.image_shape
+    tokens = {"tokens": ((batch, spec.condition.num_tokens), np.int64)} if spec.condition.kind == "text" else {}
     return {
-        **{name: state for name in ("x", "spare", "anchor", "x0", "latents")},
+        **tokens,
+        **dict.fromkeys(("x", "spare", "anchor", "x0", "latents"), state),
         **{f"history{i}": state for i in range(num_history)},
         "seeds": ((batch,), np.int64),
-        **{name: ((batch,), np.float32) for name in ("w", "phi", "factor", "bound")},
+        **dict.fromkeys(("w", "phi", "factor", "bound"), ((batch,), np.float32)),
         "pixels": ((batch, height, width, channels), np.uint8),
     }
 
@@ -75,9 +77,7 @@ class StepRequest:
         """uint8 (B, H, W, C): the finished images, or the last preview."""
         return self._buffers["pixels"]
 
-    def enqueue(
-        self, stream: int, steps: int, *, own_latents: bool = False, on_row: OnDeviceRow | None = None
-    ) -> None:
+    def enqueue(self, stream: int, steps: int, *, own_latents: bool = False, on_row: OnDeviceRow | None = None) -> None:
         """Put a whole request on a stream.
 
         Args:
@@ -104,7 +104,9 @@ class StepRequest:
             x0 = history[-1] if history else self._buffers["x0"].address
             out = spare if row.row.set_anchor else x
             self._run_row(stream, row, x, out, history, anchor, x0 if keeps else None, following)
-            if row.row.set_anchor:  # the state before the row becomes the anchor; the three change places, nothing moves
+            if (
+                row.row.set_anchor
+            ):  # the state before the row becomes the anchor; the three change places, nothing moves
                 anchor, spare = x, anchor
             x = out
             if history and row.row.calls_network:
@@ -169,13 +171,22 @@ class StepRequest:
         return None if self._decoder is None else Scaled(address=self._decoder.inputs["latent"].address)
 
     def _encode(self, stream: int) -> None:
+        """The prompts' embeddings into every network's input, its second half under cfg."""
         if self._encoder is None:
             return
-        self._encoder.enqueue(stream)
-        text = self._encoder.outputs["text"]
-        for network in self._networks:
-            half = text.num_bytes if self._cfg else 0  # the first half is the empty prompt's, written once
-            self._driver.copy(network.inputs["text"].address + half, text.address, text.num_bytes, stream)
+        encoder, text = self._encoder, self._encoder.outputs["text"]
+        tokens, source = encoder.inputs["tokens"], self._buffers["tokens"]
+        at_once = tokens.shape[0]  # the encoder may be compiled for the smallest batch only
+        bytes_each = text.num_bytes // at_once
+        for first in range(0, self._batch, at_once):
+            num = min(at_once, self._batch - first)
+            row_bytes = tokens.num_bytes // at_once
+            self._driver.copy(tokens.address, source.address + first * row_bytes, num * row_bytes, stream)
+            encoder.enqueue(stream)
+            text = encoder.outputs["text"]
+            for network in self._networks:
+                start = network.inputs["text"].address + (self._batch * bytes_each if self._cfg else 0)
+                self._driver.copy(start + first * bytes_each, text.address, num * bytes_each, stream)
 
     def write_null_text(self, stream: int) -> None:
         """Encode the empty prompt into the unconditional half of every network's input; once, before the first request."""
@@ -184,10 +195,10 @@ class StepRequest:
             return
         self.staging["tokens"][:] = np.asarray(null_tokens, np.int64)
         self.staging.enqueue(stream)
-        self._encoder.enqueue(stream)
-        text = self._encoder.outputs["text"]
-        for network in self._networks:
-            self._driver.copy(network.inputs["text"].address, text.address, text.num_bytes, stream)
+        self._encode(stream)
+        for network in self._networks:  # what `_encode` wrote into the second half belongs into the first
+            text = network.inputs["text"]
+            self._driver.copy(text.address, text.address + text.num_bytes // 2, text.num_bytes // 2, stream)
         self._driver.synchronize(stream)
 
     def _to_pixels(self, stream: int, x: int, *, show: bool) -> None:
@@ -214,8 +225,7 @@ class StepRequest:
             if tensors:
                 staging.add(name, tensors[0].shape, tensors[0].dtype, [tensor.address for tensor in tensors])
         if self._encoder is not None:
-            tokens = self._encoder.inputs["tokens"]
-            staging.add("tokens", tokens.shape, tokens.dtype, [tokens.address])
+            staging.add("tokens", buffers["tokens"].shape, np.int64, [buffers["tokens"].address])
         return staging
 
     def _fill(self, name: str, value: float) -> None:

@@ -27,7 +27,7 @@ def trajectory_buffers(batch: int) -> Shapes:
 
 
 class TrajectoryRequest:
-    """The same interface as `StepRequest`, for an engine whose one component does everything after the noise.
+    """The interface of `StepRequest`, for an engine whose one component does everything after the noise.
 
     Args:
         spec: the contract.

@@ -145,5 +145,5 @@ def test_no_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     other = CudaDevice(index=0, name="Imaginary 4090", capability=89)
     monkeypatch.setattr(driver_module, "cuda_devices", lambda: ((other,), ""))
-    with pytest.raises(TargetError, match="has Imaginary 4090 .sm89., not sm90 or sm100"):
+    with pytest.raises(TargetError, match=r"has Imaginary 4090 \(sm89\), not sm90 or sm100"):
         open_driver((90, 100))
