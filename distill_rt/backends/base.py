@@ -107,6 +107,10 @@ class Backend(Protocol):
         """
         ...
 
+    def machine(self) -> str:
+        """What engines for the target run on here, in words: the processor, or the GPU."""
+        ...
+
     def check(self, options: CompileOptions) -> None:
         """Refuse options that this backend or this processor cannot honour.
 

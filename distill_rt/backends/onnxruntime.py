@@ -57,6 +57,9 @@ class OnnxRuntime:
     def cannot_run(self) -> str | None:
         return None
 
+    def machine(self) -> str:
+        return processor.name()
+
     def check(self, options: CompileOptions) -> None:
         if options.precision not in self.precisions:
             raise TargetError(

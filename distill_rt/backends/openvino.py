@@ -56,6 +56,9 @@ class OpenVINO:
     def cannot_run(self) -> str | None:
         return None
 
+    def machine(self) -> str:
+        return processor.name()
+
     def check(self, options: CompileOptions) -> None:
         if options.precision not in self.precisions:
             raise TargetError(

@@ -16,6 +16,7 @@ from distill_rt.core import codec
 from distill_rt.core.artifacts import BundleBody, Distance, EngineBody, GateReport, StudentBody
 from distill_rt.core.manifest import Kind, Manifest, decode_body, kind_of, read_manifest
 from distill_rt.core.spec import StudentSpec, TensorSpec
+from distill_rt.runtime.cuda.memory import MemoryPlan, plan_memory
 
 
 def describe(directory: Path) -> Outcome:
@@ -89,7 +90,15 @@ def describe_engine(directory: Path) -> Outcome:
         "gate": codec.to_json(body.gate),
         **({"plans": codec.to_json(plans)} if plans else {}),
     }
-    blocks = [pairs(about), *([_plan_table(plans)] if plans else []), _gate(directory, body.gate)]
+    memory = plan_memory(directory, body) if "activation_bytes" in body.options else None
+    if memory is not None:
+        data["gpu_memory_bytes"] = codec.to_json(memory) | {"total": memory.total()}
+    blocks = [
+        pairs(about),
+        *([_memory(memory)] if memory is not None else []),
+        *([_plan_table(plans)] if plans else []),
+        _gate(directory, body.gate),
+    ]
     return _outcome(directory, manifest, body.spec, data, blocks)
 
 
@@ -163,7 +172,17 @@ def _gate(directory: Path, report: GateReport | None) -> str:
         "  bar of trajectories": report.trajectory_bar,
     }
     rows = [[name, *_distance(distance)] for name, distance in distances.items()]
-    return table(["gate", "relative L2", "PSNR dB", "cosine"], rows)
+    where = f"on {report.device}\n" if report.device else ""
+    return where + table(["gate", "relative L2", "PSNR dB", "cosine"], rows)
+
+
+def _memory(plan: MemoryPlan) -> str:
+    each = f"at most {size(plan.activations)} of activations and {size(plan.buffers)} of buffers"
+    return pairs({
+        "GPU memory": f"{size(plan.total())} planned for one worker",
+        "weights": f"{size(plan.weights)}, shared by all workers",
+        "each worker": each,
+    })  # fmt: skip
 
 
 def _plan_infos(directory: Path, body: EngineBody) -> dict[str, PlanInfo]:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=positive, metavar="N", help="enlarge by a whole factor (1, or until 64 pixels are reached)"
     )
+    parser.add_argument("--no-capture", action="store_true", help="on a GPU: launch kernels one by one, no CUDA graph")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> Outcome:
         steps=args.steps,
         guidance=args.guidance,
     )
-    with Pipeline.load(args.engine, preload=False) as pipeline:
+    with Pipeline.load(args.engine, preload=False, capture=not args.no_capture) as pipeline:
         result = pipeline.generate_request(request)
         target = pipeline.manifest.target
         load_ms = pipeline.load_ms

@@ -73,12 +73,16 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateReport:
-    """The gate's figures; `components` by name, `trajectories` by "steps=N,guidance=W". Largest `Distance` over goldens."""
+    """The gate's figures; `components` by name, `trajectories` by "steps=N,guidance=W". Largest `Distance` over goldens.
+
+    `device` is what it ran on, for people.
+    """
 
     component_bar: Distance
     trajectory_bar: Distance
     components: dict[str, Distance]
     trajectories: dict[str, Distance]
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,5 +35,8 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def installed(module: str) -> bool:
-    """Whether `module` can be found, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    """Whether `module` can be found; packages around it are imported, it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package around it is not there
+        return False

@@ -18,6 +18,7 @@ from distill_rt.core.artifacts import Compiled, EngineBody, Precision
 from distill_rt.core.directory import publish, refuse_existing
 from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 from distill_rt.core.manifest import write_manifest
+from distill_rt.export.activations import peak_activation_bytes
 from distill_rt.export.bundle import Bundle, open_bundle
 from distill_rt.export.exactness import same_bits
 from distill_rt.export.gate import run_gate
@@ -114,6 +115,7 @@ class _Builder:
     ) -> None:
         self.bundle, self.target, self.backend, self.options = bundle, target, backend, options
         self.batches, self.progress = batches, progress
+        self.activation_bytes: dict[str, dict[str, int]] = {}
         self.parts = engine_parts(
             bundle_digest=bundle.digest, target=target, backend=backend, batches=batches, options=options
         )
@@ -141,6 +143,7 @@ class _Builder:
                 lambda name, num_images: self._load(directory, name, components[name][num_images]),
                 precision=self.options.precision,
                 batches=batches,
+                device=self.backend.machine(),
                 progress=self.progress,
             )
         else:
@@ -167,6 +170,7 @@ class _Builder:
                 "bit_exact_batches": self.backend.bit_exact_batches,
                 "left_out_batches": [batch for batch in self.batches if batch not in batches],
                 "built_on": processor.name(),
+                **({"activation_bytes": self.activation_bytes} if self.backend.runs_on == "cuda" else {}),
             },
         )
         write_manifest(directory, "engine", codec.to_json(body))
@@ -182,6 +186,13 @@ class _Builder:
         components: dict[str, dict[int, Compiled]] = {name: {} for name in body.components}
         with tempfile.TemporaryDirectory(prefix=".rewrite-", dir=directory) as scratch:
             graphs = {name: self._graph(name, Path(scratch)) for name in body.components}
+            if self.backend.runs_on == "cuda":
+                self.activation_bytes = {
+                    name: {
+                        str(b): peak_activation_bytes(graphs[name], component_batch(body.spec, name, b)) for b in items
+                    }
+                    for name, items in batches.items()
+                }
             for done, (name, group) in enumerate(jobs):
                 self.progress(f"compiling for {self.target}", done, len(jobs))
                 files = self.backend.compile(

@@ -49,6 +49,7 @@ def run_late_gate(directory: str | Path, *, progress: Progress = silent) -> Gate
         engine.load,
         precision=body.precision,
         batches=body.batches,
+        device=engine.backend.machine(),
         progress=progress,
     )
     with publish(directory, force=True, ours="engine.json") as fresh:

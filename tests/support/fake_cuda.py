@@ -196,8 +196,13 @@ def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def make_pack(directory: Path = Path("imaginary")) -> KernelPack:
     """A pack with everything but machine code."""
     image = Image(
-        file=FileEntry(path="none", size=0, sha256="0" * 64), arch="sm_90a", entry="none", shared_bytes=0, registers=32, stack_bytes=0
-    )  # fmt: skip
+        file=FileEntry(path="none", size=0, sha256="0" * 64),
+        arch="sm_90a",
+        entry="none",
+        shared_bytes=0,
+        registers=32,
+        stack_bytes=0,
+    )
     kernels = {
         variant.name: PackedKernel(
             kernel=variant.kernel,

@@ -76,6 +76,9 @@ class TensorRT:
         missing = next((name for name in ("cuda.bindings", "cuda.core") if not installed(name)), None)
         return self._no_matching_gpu() or (missing and f"package {missing.replace('.', '-')!r} is not installed")
 
+    def machine(self) -> str:
+        return str(self.driver().device)
+
     def check(self, options: CompileOptions) -> None:
         check_arithmetic(options.precision, self.capabilities, target=f"{self.name}:{self.device}")
 

@@ -19,7 +19,7 @@ from distill_rt.backends.cuda_device import CudaDevice
 from distill_rt.backends.engine import open_engine
 from distill_rt.backends.registry import Target, backend_for
 from distill_rt.backends.tensorrt import backend as backend_module
-from distill_rt.backends.tensorrt.backend import NO_RUNTIME, TensorRT, TensorRTRTX
+from distill_rt.backends.tensorrt.backend import TensorRT, TensorRTRTX
 from distill_rt.backends.tensorrt.library import Library, load_library
 from distill_rt.backends.tensorrt.log import Log
 from distill_rt.backends.tensorrt.plan import PlanInfo, open_plan, read_info
@@ -55,7 +55,9 @@ def test_rtx_builds_anywhere_and_runs_on_its_gpus(monkeypatch: pytest.MonkeyPatc
     gpus(monkeypatch, H200)
     assert rtx.cannot_run() == "this machine has NVIDIA H200 (sm90), not sm86 or sm89"
     gpus(monkeypatch, H200, L4)
-    assert rtx.cannot_run() == NO_RUNTIME
+    assert rtx.cannot_run() is None
+    monkeypatch.setattr(backend_module, "installed", lambda name: name != "cuda.core")
+    assert rtx.cannot_run() == "package 'cuda-core' is not installed"
 
 
 def test_tensorrt_builds_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +187,7 @@ def test_an_engine_for_another_machine(compiled: Path, digits: Path, rtx: Librar
     assert sorted(path.name for path in compiled.iterdir()) == [
         "engine.json",
         "golden.safetensors",
+        "kernels",
         "network0.plan",
         "network0.plan.json",
     ]
@@ -194,7 +197,7 @@ def test_the_building_machine_leaves_no_trace_in_the_fingerprint(
     rtx: Library, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = body_of(compiled).fingerprint_parts
-    assert set(parts["machine"]) == {"compiler", "settings"}
+    assert set(parts["machine"]) == {"compiler", "settings", "kernels"}
     backend = backend_for(Target.parse("tensorrt-rtx:sm86+sm89"))
     gpus(monkeypatch, L4)
     for num_threads in (1, 7):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import threading
 from pathlib import Path
@@ -89,12 +88,9 @@ def pipeline(gpu: Machine, tmp_path: Path) -> Pipeline:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_images_are_those_of_the_contract(gpu: Machine, tmp_path: Path, name: str) -> None:
-    spec = (
-        tiny_spec(**SPECS[name])
-        if "plans" in SPECS[name]
-        else tiny_spec(**SPECS[name], plans={4: plan(4, stochastic=True)})
-    )
-    spec = dataclasses.replace(spec, default_steps=max(spec.plans)) if spec.default_steps not in spec.plans else spec
+    changes = SPECS[name]
+    plans = changes.get("plans", {2: plan(2), 4: plan(4, stochastic=True)})
+    spec = tiny_spec(**(changes | {"plans": plans}))
     pipeline = drt.load(compiled(tmp_path / "engine", spec))
     labelled = spec.condition.kind == "label"
     guided = spec.guidance.mode != "none"
@@ -144,11 +140,11 @@ def test_own_latents_replace_the_initial_noise(pipeline: Pipeline) -> None:
 
 def test_previews_end_in_the_images(pipeline: Pipeline) -> None:
     updates: list[Any] = []
-    request: dict[str, Any] = {"labels": [1, 2], "seed": 3, "steps": 4}
+    request: dict[str, Any] = {"labels": [1, 2, 3], "seed": 3, "steps": 4}
     shown = pipeline.generate(**request, on_step=updates.append).images
     assert np.array_equal(shown, pipeline.generate(**request).images)
     assert [update.row for update in updates] == [1, 2, 3, 4]
-    assert all(update.preview.shape == (2, 4, 4, 1) for update in updates)
+    assert all(update.preview.shape == (3, 4, 4, 1) for update in updates)
     assert len({update.preview.tobytes() for update in updates}) == 4
 
 
@@ -166,7 +162,6 @@ def test_an_error_in_a_preview_leaves_the_pipeline_whole(pipeline: Pipeline) -> 
 def test_workers_share_the_weights_and_answer_alike(gpu: Machine, tmp_path: Path) -> None:
     engine = compiled(tmp_path / "engine", tiny_spec(), batches=(2,))
     pipeline = drt.load(engine, workers=3)
-    want = [pipeline.generate(labels=[i, i], seed=i).images for i in range(12)]
     got: dict[int, Any] = {}
 
     def ask(start: int) -> None:
