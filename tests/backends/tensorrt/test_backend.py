@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from handmade import edit_manifest
 
-from distill_rt.backends import engine as engines
-from distill_rt.backends import fingerprint
+from distill_rt.backends import base, fingerprint
 from distill_rt.backends.base import CompileOptions
 from distill_rt.backends.cuda_device import CudaDevice
 from distill_rt.backends.engine import open_engine
@@ -315,4 +314,4 @@ def test_the_description_round_trips(compiled: Path) -> None:
     info = read_info(compiled, ("network0.plan",))
     assert isinstance(info, PlanInfo)
     assert json.loads((compiled / "network0.plan.json").read_text())["profiles"][0]["low"] == {"B": 2}
-    assert engines.network_batch(body_of(compiled).spec, 1) == 2
+    assert base.network_batch(body_of(compiled).spec, 1) == 2
