@@ -26,7 +26,7 @@ from distill_rt.backends.openvino import BF16_INSTRUCTION_SETS
 from distill_rt.backends.registry import Target, backend_for
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.spec import StudentSpec
-from distill_rt.export.onnx_graph import evaluate, export_network
+from distill_rt.export.onnx_graph import evaluate, export_component
 from distill_rt.export.rewrites import rewrite_graph
 from distill_rt.models import build_network
 from distill_rt.training.recipes import RECIPES
@@ -71,7 +71,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(
         spec=spec,
         network=network,
-        component=export_network(network, spec, directory, "network0.onnx"),
+        component=export_component(network, *spec.components()["network0"], directory, "network0.onnx"),
         directory=directory,
     )
 

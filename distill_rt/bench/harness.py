@@ -24,6 +24,9 @@ from distill_rt.runtime.request import Request, Result
 
 STAGES = ("request", "wait", "noise", "network", "table", "pixels")
 """Stages of `Result.timings_ms` that every request has."""
+OPTIONAL_STAGES = ("text", "decode")
+"""Those of students with text or a decoder."""
+PROMPT = "a photograph of a red bicycle leaning against a white wall"
 
 
 def bench_engine(
@@ -31,6 +34,7 @@ def bench_engine(
     *,
     num_images: Sequence[int] | None = None,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -43,6 +47,8 @@ def bench_engine(
         engine: engine directory.
         num_images: images per request, one run each; None takes 1 and every compiled batch.
         labels: for every request; None takes label 0 where the student needs one.
+        prompts: for every request; None takes `PROMPT` where the student needs one. Repeated requests find its embedding in
+            the cache, as a server's do; ``text`` of the first request, in the warm-up, is what a new prompt costs.
         steps, guidance: as in `Request`.
         num_requests, num_warmup: per run.
 
@@ -53,12 +59,15 @@ def bench_engine(
     with pipeline:
         if labels is None and pipeline.spec.condition.kind == "label":
             labels = (0,)
+        if prompts is None and pipeline.spec.condition.kind == "text":
+            prompts = (PROMPT,)
         sizes = sorted(set(num_images or (1, *pipeline.batches)))
         runs = [
             _run(
                 pipeline,
                 Request(
                     labels=None if labels is None else tuple(labels),
+                    prompts=None if prompts is None else tuple(prompts),
                     seed=seed,
                     num_images=size,
                     steps=steps,
@@ -105,6 +114,8 @@ def _run(pipeline: Pipeline, request: Request, num_requests: int, num_warmup: in
 def _summarise(first: Result, results: Sequence[Result]) -> RunReport:
     total_ms = _column(results, "total")
     network_ms = _column(results, "network")
+    if "decode" in results[0].timings_ms:
+        network_ms = network_ms + _column(results, "decode")
     num_images = len(first.images)
     return RunReport(
         num_images=num_images,
@@ -112,7 +123,11 @@ def _summarise(first: Result, results: Sequence[Result]) -> RunReport:
         steps=first.steps,
         guidance=first.guidance,
         latency_ms=Summary.of(total_ms),
-        stages_ms={stage: Summary.of(_column(results, stage)) for stage in STAGES},
+        stages_ms={
+            stage: Summary.of(_column(results, stage))
+            for stage in (*STAGES, *OPTIONAL_STAGES)
+            if stage in results[0].timings_ms
+        },
         overhead_ms=Summary.of(total_ms - network_ms),
         images_per_s=1e3 * num_images * len(results) / float(total_ms.sum()),
         samples_ms=tuple(float(value) for value in total_ms),

@@ -30,9 +30,17 @@ def describe_student(directory: Path) -> Outcome:
     made = {key: value for key, value in body.spec.provenance.items() if not isinstance(value, dict | list)}
     about = {
         "networks": ", ".join(network.kind for network in body.spec.networks),
+        "text encoder": body.spec.text_encoder and body.spec.text_encoder.kind,
+        "decoder": body.spec.decoder and body.spec.decoder.network.kind,
         "made by": ", ".join(f"{key} {value}" for key, value in made.items()) or None,
     }
-    data = {"weights": list(body.weights), "provenance": body.spec.provenance}
+    data = {
+        "weights": list(body.weights),
+        "text_encoder": body.text_encoder,
+        "decoder": body.decoder,
+        "tokenizer": body.tokenizer,
+        "provenance": body.spec.provenance,
+    }
     return _outcome(directory, manifest, body.spec, data, [pairs(about)])
 
 
@@ -72,6 +80,7 @@ def describe_engine(directory: Path) -> Outcome:
         "target": body.target,
         "precision": body.precision,
         "images per call": ", ".join(map(str, body.batches)),
+        "components": ", ".join(body.components),
         "left out": f"{', '.join(map(str, left_out))} (not the bits of a single image)" if left_out else None,
         "fingerprint": body.fingerprint,
         "bundle": body.bundle_digest,
@@ -82,6 +91,8 @@ def describe_engine(directory: Path) -> Outcome:
         "target": body.target,
         "precision": body.precision,
         "batches": list(body.batches),
+        "components": list(body.components),
+        "tokenizer": body.tokenizer,
         "fingerprint": body.fingerprint,
         "fingerprint_parts": body.fingerprint_parts,
         "bundle_digest": body.bundle_digest,
@@ -137,13 +148,15 @@ def _contract(spec: StudentSpec) -> dict[str, Any]:
 
 def _contract_lines(spec: StudentSpec) -> dict[str, Any]:
     condition, guidance = spec.condition, spec.guidance
-    channels, height, width = spec.sample_shape
+    channels, height, width = spec.image_shape
     scale = f"{guidance.min:g} to {guidance.max:g}, default {guidance.default:g} ({guidance.mode})"
     return {
         "name": spec.name,
         "images": f"{height} x {width} pixels, {channels} channels",
+        "latents": None if spec.decoder is None else " x ".join(map(str, spec.sample_shape)),
         "steps": f"{', '.join(map(str, spec.steps))}; default {spec.default_steps}",
         "label": f"0 to {condition.num_classes - 1}" if condition.kind == "label" else "none",
+        "prompt": None if condition.kind != "text" else f"up to {condition.num_tokens} tokens, start and end included",
         "guidance": "none" if guidance.mode == "none" else scale,
         "process": spec.process.kind,
     }

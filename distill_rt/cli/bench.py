@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=positives, metavar="1,4,16", help="images per request, one run each (1, compiled batches)"
     )
     parser.add_argument("--label", type=integers, metavar="3 or 0,1,2", help="labels of every request (0)")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="prompts of every request (a short one)")
     parser.add_argument("--steps", type=int, metavar="N", help="one of the contract's plans (its default)")
     parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale (the contract's default)")
     parser.add_argument("--seed", type=int, default=0, help="of every request (0)")
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> Outcome:
         args.engine,
         num_images=args.num_images,
         labels=args.label,
+        prompts=args.prompt,
         steps=args.steps,
         guidance=args.guidance,
         seed=args.seed,

@@ -1,7 +1,7 @@
 """Generate images from an engine and write them as PNG, with seed, engine and request in the file's text.
 
-Image k draws its noise from seed + k, so it can be made again alone. Steps, guidance and labels must be within the student's
-contract (distill-rt inspect shows it). An existing PNG is replaced.
+Image k draws its noise from seed + k, so it can be made again alone. Steps, guidance, labels and prompts must be within the
+student's contract (distill-rt inspect shows it). An existing PNG is replaced.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the file to write")
     parser.add_argument("--label", type=integers, metavar="3 or 0,1,2", help="one for all images, or one per image")
     parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="for students that take text (once per image)"
+        "--prompt", action="append", metavar="TEXT", help="one for all images, or repeated, one per image"
     )
     parser.add_argument("--seed", type=int, help="0 to 2**64 - 1 (drawn and reported)")
-    parser.add_argument("--num-images", type=int, metavar="N", help="number of images (one, or one per label)")
+    parser.add_argument(
+        "--num-images", type=int, metavar="N", help="number of images (one, or one per label or prompt)"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="one of the contract's plans (its default)")
     parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale (the contract's default)")
     parser.add_argument("--separate", action="store_true", help="one file per image: PNG_0.png, PNG_1.png, ...")
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> Outcome:
         "num_images": len(result.images),
         "seeds": list(result.seeds),
         "labels": None if result.labels is None else list(result.labels),
+        "prompts": None if result.prompts is None else list(result.prompts),
+        "cut_prompts": None if result.cut_prompts is None else list(result.cut_prompts),
         "steps": result.steps,
         "guidance": result.guidance,
         "target": target,
@@ -78,4 +82,12 @@ def _text(data: dict[str, object]) -> str:
     where = files[0] if len(files) == 1 else f"{files[0]} ... {files[-1]}"
     images = "1 image" if num == 1 else f"{num} images"
     w = "" if data["guidance"] is None else f", guidance {data['guidance']:g}"
-    return f"{where}: {images}, seed {data['seeds'][0]}, {data['steps']} steps{w}, {data['target']}"
+    lines = [f"{where}: {images}, seed {data['seeds'][0]}, {data['steps']} steps{w}, {data['target']}"]
+    cut = data["cut_prompts"]
+    assert cut is None or isinstance(cut, list)
+    lines += [
+        f"the student reads no further: this end of a prompt was cut: {end!r}"
+        for end in dict.fromkeys(cut or ())
+        if end
+    ]
+    return "\n".join(lines)

@@ -9,6 +9,7 @@ Legend: B prompts, L tokens of a prompt.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from distill_rt.core.errors import ArtifactError
 from distill_rt.core.optional import require
 
 TOKENIZER_FILE = "tokenizer.json"
+KEPT_PROMPTS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,7 @@ class Tokenizer:
     def __init__(self, file: Path, condition: Condition) -> None:
         tokenizers = require("tokenizers", extra="text")
         self._condition, self._file = condition, file
+        self._encode = functools.lru_cache(KEPT_PROMPTS)(self._encode_anew)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises plain Exception
@@ -75,16 +78,21 @@ class Tokenizer:
             raise _refused(file, "does not belong to the contract: it makes other tokens of the empty prompt")
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokens of prompts; each distinct one is tokenised once."""
-        encodings = {prompt: self._tokenizer.encode(prompt) for prompt in dict.fromkeys(prompts)}
-        ids = np.array([encodings[prompt].ids for prompt in prompts], np.int64)
-        if ids.shape != (len(prompts), self._condition.num_tokens) or ids.max() >= self._condition.vocab_size:
+        """Tokens of prompts; those of the last `KEPT_PROMPTS` are remembered."""
+        encoded = [self._encode(prompt) for prompt in prompts]
+        return Tokens(ids=np.array([ids for ids, _ in encoded], np.int64), cut=tuple(cut for _, cut in encoded))
+
+    def _encode_anew(self, prompt: str) -> tuple[tuple[int, ...], str]:
+        """Tokens of one prompt, and what was cut."""
+        encoding = self._tokenizer.encode(prompt)
+        ids: tuple[int, ...] = tuple(encoding.ids)
+        if len(ids) != self._condition.num_tokens or max(ids) >= self._condition.vocab_size:
             raise _refused(
                 self._file,
-                f"makes {ids.shape[-1]} tokens up to {ids.max()}, the contract has {self._condition.num_tokens} tokens below "
+                f"makes {len(ids)} tokens up to {max(ids)}, the contract has {self._condition.num_tokens} tokens below "
                 f"{self._condition.vocab_size}",
             )
-        return Tokens(ids=ids, cut=tuple(_cut(prompt, encodings[prompt]) for prompt in prompts))
+        return ids, _cut(prompt, encoding)
 
 
 def _cut(prompt: str, encoding: Any) -> str:

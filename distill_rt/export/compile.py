@@ -144,6 +144,7 @@ class _Builder:
                 precision=self.options.precision,
                 batches=batches,
                 device=self.backend.machine(),
+                joined=self.backend.joins_batches,
                 progress=self.progress,
             )
         else:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_rt.backends.base import Program
+from distill_rt.backends.base import Program, component_batches
 from distill_rt.core.artifacts import Distance, GateReport, Precision
 from distill_rt.core.errors import GateError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.export.distance import distance, typical_norm, within, worst
 from distill_rt.export.golden import Golden
 from distill_rt.export.progress import Progress, silent
-from distill_rt.export.trajectory import run_plan
+from distill_rt.export.trajectory import run_components
 
 Array = NDArray[Any]
 LoadProgram = Callable[[str, int], Program]
@@ -51,6 +51,7 @@ def run_gate(
     precision: Precision,
     batches: Sequence[int],
     device: str = "",
+    joined: bool = False,
     progress: Progress = silent,
 ) -> GateReport:
     """Compare an engine with the student's golden outputs.
@@ -59,6 +60,7 @@ def run_gate(
         load_program: loads what would be published.
         batches: numbers of images that the engine was compiled for.
         device: what it runs on, for the report.
+        joined: whether one compiled component serves all of them (`Backend.joins_batches`).
 
     Returns:
         The worst figures, all within their bars.
@@ -67,14 +69,17 @@ def run_gate(
         GateError: says which component or trajectory, and how far it is.
     """
     component_bar, trajectory_bar = COMPONENT_BARS[precision], TRAJECTORY_BARS[precision]
-    num_checks = len(golden.components) * len(batches) + len(golden.trajectories)
+    compiled = {name: component_batches(name, sorted(batches), joined=joined) for name in golden.components}
+    num_checks = sum(map(len, compiled.values())) + len(golden.trajectories)
     done = 0
     figures: dict[str, list[Distance]] = {name: [] for name in golden.components}
-    smallest: dict[int, Program] = {}
+    smallest: dict[str, Program] = {}
     for num_images in sorted(batches, reverse=True):  # the smallest is loaded last and stays for the trajectories
-        for i, (name, component) in enumerate(golden.components.items()):
+        for name, component in golden.components.items():
+            if num_images not in compiled[name]:
+                continue
             progress("gate", done, num_checks)
-            smallest[i] = program = load_program(name, num_images)
+            smallest[name] = program = load_program(name, num_images)
             (output,) = component.outputs
             got = evaluate_rows(program, component.inputs)
             want = component.outputs[output]
@@ -86,13 +91,14 @@ def run_gate(
     norm = typical_norm(np.concatenate([run.images for run in golden.trajectories]))
     for run in golden.trajectories:
         progress("gate", done, num_checks)
-        images = run_plan(
+        images = run_components(
             spec,
-            lambda net_id, inputs: evaluate_rows(smallest[net_id], inputs),
+            lambda name, inputs: evaluate_rows(smallest[name], inputs),
             steps=run.steps,
             guidance=run.guidance,
             seeds=run.seeds,
             labels=run.labels,
+            tokens=run.tokens,
         )
         trajectories[run.name] = _compare(images, run.images, norm, trajectory_bar, f"trajectory {run.name}")
         done += 1

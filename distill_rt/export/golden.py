@@ -1,10 +1,10 @@
 """Golden inputs and outputs: what the student answers in float32, stored in the bundle as `golden.safetensors`.
 
-Two kinds. Per component: inputs met on real trajectories, with the raw output for each. Per plan and guidance scale: seeds and
-labels with the finished images; the noise is not stored, it follows from the seeds (design section 6).
+Two kinds. Per component: inputs met on real trajectories, with the raw output for each. Per plan and guidance scale: seeds,
+labels or tokens with the finished images; the noise is not stored, it follows from the seeds (design section 6).
 
 Tensor names: ``<component>/input/<name>``, ``<component>/output/<name>`` with M rows, and
-``trajectory/steps=S,guidance=W/{steps,guidance,seeds,labels,images}``.
+``trajectory/steps=S,guidance=W/{steps,guidance,seeds,labels,tokens,images}``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from distill_rt.core.errors import ArtifactError
 from distill_rt.core.optional import require
 from distill_rt.core.spec import StudentSpec
 from distill_rt.export.progress import Progress, silent
-from distill_rt.export.trajectory import Evaluate, run_plan
+from distill_rt.export.trajectory import EvaluateComponent, run_components
 
 Array = NDArray[Any]
 
@@ -32,6 +32,13 @@ NUM_IMAGES = 2
 MAX_ROWS = 16
 """Rows per component, spread evenly over all calls of all trajectories."""
 FIRST_SEED = 20_000
+PROMPTS = (
+    "a photograph of a red bicycle leaning against a white wall",
+    "",
+    "two cats asleep on a wooden table at night, oil painting, warm light",
+    "a map of an island",
+)
+"""What a student with text is asked for: a plain prompt, none, a list of wishes, a short one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +61,7 @@ class TrajectoryGolden:
     guidance: float
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
+    tokens: Array | None = None
     images: Array
 
     @property
@@ -69,20 +77,23 @@ class Golden:
     trajectories: tuple[TrajectoryGolden, ...]
 
 
-def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = silent) -> Golden:
+def make_golden(
+    spec: StudentSpec, evaluate: EvaluateComponent, progress: Progress = silent, *, tokens: Array | None = None
+) -> Golden:
     """Run every allowed plan at the lowest, default and highest guidance scale, and keep what is met on the way.
 
     Args:
-        evaluate: the student's networks in float32.
+        evaluate: the student's components in float32.
+        tokens: int64 (P, L) of prompts (`PROMPTS`) that the trajectories take in turn; None for a student without text.
 
     Raises:
         ArtifactError: the student's own answer is NaN or infinite.
     """
-    calls: dict[int, list[tuple[dict[str, Array], Array]]] = {i: [] for i in range(len(spec.networks))}
+    calls: dict[str, list[tuple[dict[str, Array], Array]]] = {name: [] for name in spec.components()}
 
-    def recording(net_id: int, inputs: Mapping[str, Array]) -> Array:
-        output = evaluate(net_id, inputs)
-        calls[net_id].append((dict(inputs), output))
+    def recording(name: str, inputs: Mapping[str, Array]) -> Array:
+        output = evaluate(name, inputs)
+        calls[name].append((dict(inputs), output))
         return output
 
     scales = sorted({spec.guidance.min, spec.guidance.default, spec.guidance.max})
@@ -91,14 +102,17 @@ def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = sile
     for done, steps in enumerate(spec.steps):
         progress("golden outputs", done, len(spec.steps))
         # All scales of a plan in one batch: long plans of teachers take seconds.
-        labels = _labels(spec, len(trajectories) * NUM_IMAGES, len(scales) * NUM_IMAGES)
-        images = run_plan(
+        first, num = len(trajectories) * NUM_IMAGES, len(scales) * NUM_IMAGES
+        labels = _labels(spec, first, num)
+        prompts = None if tokens is None else tokens[(first + np.arange(num)) % len(tokens)]
+        images = run_components(
             spec,
             recording,
             steps=steps,
             guidance=np.repeat(np.asarray(scales, np.float32), NUM_IMAGES),
             seeds=seeds * len(scales),
             labels=labels,
+            tokens=prompts,
         )
         if not np.isfinite(images).all():
             raise ArtifactError(
@@ -114,29 +128,31 @@ def make_golden(spec: StudentSpec, evaluate: Evaluate, progress: Progress = sile
                     guidance=w,
                     seeds=seeds,
                     labels=None if labels is None else labels[part],
+                    tokens=None if prompts is None else prompts[part],
                     images=images[part],
                 )
             )
     progress("golden outputs", len(spec.steps), len(spec.steps))
     return Golden(
-        components={f"network{i}": _select_rows(spec, met) for i, met in calls.items()},
+        components={name: _select_rows(spec, name, met) for name, met in calls.items()},
         trajectories=tuple(trajectories),
     )
 
 
 def _labels(spec: StudentSpec, first: int, num: int) -> tuple[int, ...] | None:
     """Different labels for every trajectory, so that all are met where there are few."""
-    if spec.condition.kind == "none":
+    if spec.condition.kind != "label":
         return None
     return tuple((first + i) % spec.condition.num_classes for i in range(num))
 
 
-def _select_rows(spec: StudentSpec, calls: list[tuple[dict[str, Array], Array]]) -> ComponentGolden:
+def _select_rows(spec: StudentSpec, component: str, calls: list[tuple[dict[str, Array], Array]]) -> ComponentGolden:
     assert calls, "onnx_export refuses a contract with a network that no plan uses"
-    inputs = {tensor.name: np.concatenate([row[tensor.name] for row, _ in calls]) for tensor in spec.network_inputs()}
+    tensors, outputs = spec.components()[component]
+    inputs = {tensor.name: np.concatenate([row[tensor.name] for row, _ in calls]) for tensor in tensors}
     output = np.concatenate([row for _, row in calls])
     picks = np.unique(np.linspace(0, len(output) - 1, min(MAX_ROWS, len(output))).round().astype(int))
-    (name,) = (tensor.name for tensor in spec.network_outputs())
+    (name,) = (tensor.name for tensor in outputs)
     return ComponentGolden(inputs={key: value[picks] for key, value in inputs.items()}, outputs={name: output[picks]})
 
 
@@ -154,6 +170,8 @@ def save_golden(path: Path, golden: Golden) -> None:
             "seeds": np.array(run.seeds, np.int64),
             "images": run.images,
         }
+        if run.tokens is not None:
+            values["tokens"] = run.tokens
         if run.labels is not None:
             values["labels"] = np.array(run.labels, np.int64)
         tensors |= {f"trajectory/{run.name}/{key}": value for key, value in values.items()}
@@ -195,6 +213,7 @@ def _parse(tensors: dict[str, Array]) -> Golden:
             guidance=float(values["guidance"].item()),
             seeds=tuple(int(seed) for seed in values["seeds"]),
             labels=tuple(int(label) for label in values["labels"]) if "labels" in values else None,
+            tokens=values.get("tokens"),
             images=values["images"],
         )
         for group, values in groups.items()

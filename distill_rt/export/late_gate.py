@@ -50,6 +50,7 @@ def run_late_gate(directory: str | Path, *, progress: Progress = silent) -> Gate
         precision=body.precision,
         batches=body.batches,
         device=engine.backend.machine(),
+        joined=engine.backend.joins_batches,
         progress=progress,
     )
     with publish(directory, force=True, ours="engine.json") as fresh:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from distill_rt.core.directory import publish, refuse_existing
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.manifest import write_manifest
 from distill_rt.core.optional import require
-from distill_rt.export.golden import GOLDEN_FILE, make_golden, save_golden
-from distill_rt.export.onnx_graph import check_finite, evaluate, export_network
+from distill_rt.core.spec import StudentSpec
+from distill_rt.core.tokenizer import TOKENIZER_FILE, Tokenizer
+from distill_rt.export.golden import GOLDEN_FILE, PROMPTS, make_golden, save_golden
+from distill_rt.export.onnx_graph import check_finite, evaluate, export_component
 from distill_rt.export.progress import Progress, silent
 from distill_rt.models import load_student
 
@@ -62,40 +65,52 @@ def export_student(
     progress("loading the student")
     loaded = load_student(student)
     spec = loaded.spec
-    for i, network in enumerate(loaded.networks):
-        check_finite(network, f"network{i}")
+    modules = loaded.components()
+    for name, module in modules.items():
+        check_finite(module, name)
+    for i in range(len(spec.networks)):
         if not any(row.net_id == i for table in spec.plans.values() for row in table.rows):
             raise ArtifactError(
                 f"network {i} of {student} is used by no plan of its contract",
                 code="network-unused",
                 hint="drop it from the contract and train again",
             )
-    with _threads(loaded.networks), publish(out, force=force, ours="bundle.json") as directory:
+    parts = spec.components()
+    with _threads(modules.values()), publish(out, force=force, ours="bundle.json") as directory:
         components = {}
-        for i, network in enumerate(loaded.networks):
-            progress("exporting graphs", i, len(loaded.networks))
-            components[f"network{i}"] = export_network(network, spec, directory, f"onnx/network{i}.onnx")
-        progress("exporting graphs", len(loaded.networks), len(loaded.networks))
+        for done, (name, module) in enumerate(modules.items()):
+            progress("exporting graphs", done, len(modules))
+            components[name] = export_component(module, *parts[name], directory, f"onnx/{name}.onnx")
+        progress("exporting graphs", len(modules), len(modules))
 
-        def networks(net_id: int, inputs: Mapping[str, Array]) -> Array:
-            return evaluate(loaded.networks[net_id], spec.network_inputs(), inputs)
+        def run(name: str, inputs: Mapping[str, Array]) -> Array:
+            return evaluate(modules[name], parts[name][0], inputs)
 
-        save_golden(directory / GOLDEN_FILE, make_golden(spec, networks, progress))
+        tokens = None
+        if loaded.tokenizer is not None:
+            tokens = Tokenizer(loaded.tokenizer, spec.condition)(PROMPTS).ids
+            shutil.copyfile(loaded.tokenizer, directory / TOKENIZER_FILE)
+        save_golden(directory / GOLDEN_FILE, make_golden(spec, run, progress, tokens=tokens))
         body = BundleBody(
             spec=spec,
             student_digest=loaded.digest,
             mode=mode,
             components=components,
             golden=GOLDEN_FILE,
-            versions={name: str(require(name, extra="export").__version__) for name in VERSIONED_PACKAGES}
+            tokenizer=None if loaded.tokenizer is None else TOKENIZER_FILE,
+            versions={name: str(require(name, extra="export").__version__) for name in _packages(spec)}
             | {"numpy": np.__version__},
         )
         write_manifest(directory, "bundle", codec.to_json(body))
     return out
 
 
+def _packages(spec: StudentSpec) -> tuple[str, ...]:
+    return VERSIONED_PACKAGES if spec.text_encoder is None else (*VERSIONED_PACKAGES, "transformers", "tokenizers")
+
+
 @contextlib.contextmanager
-def _threads(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+def _threads(networks: Iterable[torch.nn.Module]) -> Iterator[None]:
     """One thread for small networks: on a busy machine, waiting for the second one made an export fifty times slower."""
     before = torch.get_num_threads()
     if sum(parameter.numel() for network in networks for parameter in network.parameters()) < ONE_THREAD_BELOW:

@@ -1,4 +1,4 @@
-"""One network to one ONNX file: torch's dynamo exporter, a clean-up that keeps every weight by name, and the checks.
+"""One component to one ONNX file: torch's dynamo exporter, a clean-up that keeps every weight by name, and the checks.
 
 The exporter's own optimiser merges equal weights (two zero biases become one) and folds weights into new, nameless ones; both
 would make the weight manifest a lie and refitting impossible. So it is off, and constants are folded here except where a
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from distill_rt.core.artifacts import Component
 from distill_rt.core.errors import ArtifactError, GateError
 from distill_rt.core.optional import require
-from distill_rt.core.spec import StudentSpec, TensorSpec
+from distill_rt.core.spec import TensorSpec
 from distill_rt.export.model_file import SINGLE_FILE_LIMIT_BYTES, save_model
 
 Array = NDArray[Any]
@@ -39,18 +39,20 @@ KEPT_METADATA = "pkg.torch.onnx.name_scopes"
 """Which module a node came from, for later graph passes. The rest holds stack traces with the paths of this machine."""
 
 
-def export_network(
+def export_component(
     network: torch.nn.Module,
-    spec: StudentSpec,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
     directory: Path,
     file: str,
     *,
     single_file_limit_bytes: int = SINGLE_FILE_LIMIT_BYTES,
 ) -> Component:
-    """Export, clean, save and check one network.
+    """Export, clean, save and check one component.
 
     Args:
-        network: takes the inputs of `spec.network_inputs()` in order; float32, on the CPU.
+        network: takes the inputs in order and returns the one output; float32, on the CPU.
+        inputs, outputs: its tensors (`StudentSpec.components`).
         directory, file: the graph is `directory / file`.
 
     Raises:
@@ -58,7 +60,7 @@ def export_network(
         GateError: ONNX Runtime does not compute what torch does.
     """
     check_finite(network, file)
-    model = _capture(network, spec)
+    model = _capture(network, inputs, outputs)
     weights = [name for name, _ in [*network.named_parameters(), *network.named_buffers()]]
     _clean(model, set(weights))
     _free_batch(model, file)
@@ -67,8 +69,8 @@ def export_network(
     save_model(model, path, single_file_limit_bytes=single_file_limit_bytes)
     component = Component(
         file=file,
-        inputs=spec.network_inputs(),
-        outputs=spec.network_outputs(),
+        inputs=inputs,
+        outputs=outputs,
         opset=OPSET,
         initializers={name: name for name in weights if name in model.graph.initializers},
     )
@@ -92,7 +94,7 @@ def evaluate(network: torch.nn.Module, tensors: Sequence[TensorSpec], inputs: Ma
     """The network on NumPy arrays, in float32 on the CPU.
 
     Args:
-        tensors: `StudentSpec.network_inputs`; their order is that of the network's arguments.
+        tensors: the component's inputs; their order is that of the network's arguments.
         inputs: by name.
     """
     arguments = (torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in tensors)
@@ -101,10 +103,9 @@ def evaluate(network: torch.nn.Module, tensors: Sequence[TensorSpec], inputs: Ma
     return output
 
 
-def _capture(network: torch.nn.Module, spec: StudentSpec) -> Any:
+def _capture(network: torch.nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
     """An onnx_ir model with a symbolic batch."""
     require("onnxscript", extra="export")
-    inputs, outputs = spec.network_inputs(), spec.network_outputs()
     example = tuple(torch.from_numpy(value) for value in example_inputs(inputs, EXAMPLE_BATCH).values())
     # Dim.DYNAMIC instead of a named dimension: diffusers' upsampling asks whether the batch is below 64 (a workaround for
     # channels-last kernels that changes no value), and a named dimension would refuse the question.
@@ -210,9 +211,14 @@ def _free_batch(model: Any, file: str) -> None:
     pattern = re.compile(rf"\b{re.escape(symbol)}\b")
     for value in _values(model):
         if value.shape is not None:
-            value.shape = ir.Shape(
-                [dim if isinstance(dim, int) else pattern.sub(BATCH, str(dim)) for dim in value.shape]
-            )
+            value.shape = ir.Shape([_renamed(dim, pattern) for dim in value.shape])
+
+
+def _renamed(dim: Any, pattern: re.Pattern[str]) -> int | str | None:
+    """A dimension that nobody inferred stays unknown: a name for it would claim that all such dimensions are equal."""
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None else pattern.sub(BATCH, dim.value)
 
 
 def _check(path: Path, network: torch.nn.Module, component: Component) -> None:

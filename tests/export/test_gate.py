@@ -49,7 +49,7 @@ def gate(
 ) -> GateReport:
     spec = make_spec(mode)
     evaluator = ReferenceEvaluator(make_model(spec))
-    golden = make_golden(spec, lambda net_id, inputs: evaluator.run(None, dict(inputs))[0])
+    golden = make_golden(spec, lambda name, inputs: evaluator.run(None, dict(inputs))[0])
     return run_gate(
         spec,
         golden,

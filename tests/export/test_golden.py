@@ -18,7 +18,7 @@ from distill_rt.export.golden import MAX_ROWS, Golden, load_golden, make_golden,
 Array = NDArray[Any]
 
 
-def evaluate(net_id: int, inputs: Mapping[str, Array]) -> Array:
+def evaluate(name: str, inputs: Mapping[str, Array]) -> Array:
     return np.tanh(inputs["sample"] + inputs["label"][:, None, None, None]).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def test_rows_come_from_real_calls() -> None:
     assert set(component.inputs["label"]) == {0, 1, 2}
     times = {np.float32(row.time) for table in make_spec().plans.values() for row in table.rows}
     assert set(component.inputs["time"]) == times
-    np.testing.assert_array_equal(component.outputs["prediction"], evaluate(0, component.inputs))
+    np.testing.assert_array_equal(component.outputs["prediction"], evaluate("network0", component.inputs))
 
 
 def test_cfg_rows_hold_both_evaluations() -> None:
@@ -92,7 +92,7 @@ def test_a_teacher_with_long_plans_stays_small(tmp_path: Path) -> None:
 
 
 def test_a_student_that_overflows_is_refused() -> None:
-    def overflow(net_id: int, inputs: Mapping[str, Array]) -> Array:
+    def overflow(name: str, inputs: Mapping[str, Array]) -> Array:
         return np.full_like(inputs["sample"], np.inf)
 
     with pytest.raises(ArtifactError, match="student's own images are NaN or infinite at steps=1") as caught:

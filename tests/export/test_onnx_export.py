@@ -343,7 +343,7 @@ class Untraceable(nn.Module):
 def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
     spec = load_student(write_student(tmp_path / "student", "cfg")).spec
     with pytest.raises(ArtifactError, match="cannot be exported to ONNX") as caught:
-        onnx_graph.export_network(Untraceable().eval(), spec, tmp_path, "network0.onnx")
+        onnx_graph.export_component(Untraceable().eval(), *spec.components()["network0"], tmp_path, "network0.onnx")
     assert caught.value.code == "export-unsupported"
     assert "\n" not in str(caught.value)
 
@@ -351,12 +351,12 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
 def test_a_network_tied_to_a_batch(tmp_path: Path) -> None:
     spec = load_student(write_student(tmp_path / "student", "cfg")).spec
     with pytest.raises(ArtifactError) as caught:
-        onnx_graph.export_network(BatchTied().eval(), spec, tmp_path, "network0.onnx")
+        onnx_graph.export_component(BatchTied().eval(), *spec.components()["network0"], tmp_path, "network0.onnx")
     assert caught.value.code == "export-batch-fixed"
 
 
 def test_a_graph_that_is_not_the_student(tmp_path: Path) -> None:
     spec = load_student(write_student(tmp_path / "student", "cfg")).spec
     with pytest.raises(GateError, match="is not the student: relative L2 distance 1") as caught:
-        onnx_graph.export_network(WrongInOnnx().eval(), spec, tmp_path, "network0.onnx")
+        onnx_graph.export_component(WrongInOnnx().eval(), *spec.components()["network0"], tmp_path, "network0.onnx")
     assert caught.value.code == "export-mismatch"

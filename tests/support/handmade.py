@@ -163,8 +163,8 @@ def write_bundle(
     models = [make_model(spec, seed) for seed in range(num_networks)]
     evaluators = [ReferenceEvaluator(model) for model in models]
 
-    def evaluate(net_id: int, inputs: Mapping[str, Array]) -> Array:
-        output: Array = evaluators[net_id].run(None, dict(inputs))[0]
+    def evaluate(name: str, inputs: Mapping[str, Array]) -> Array:
+        output: Array = evaluators[int(name.removeprefix("network"))].run(None, dict(inputs))[0]
         return output
 
     (directory / "onnx").mkdir(parents=True)

@@ -1,0 +1,72 @@
+"""Decoders: latents to images. The encoder half of an autoencoder is not built, and its weights are not stored.
+
+The scaling of the latent space is undone here, as diffusers' pipelines do before they call `decode`: z = x / scaling_factor
++ shift_factor, or x * std / scaling_factor + mean where the autoencoder has statistics per channel.
+
+Legend: B images, C channels of a latent, H rows, W columns; the image is larger by the decoder's factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentDecoder(nn.Module):
+    """The decoding half of a diffusers autoencoder.
+
+    Args:
+        backbone: an autoencoder with `decode`; its encoder is dropped.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        for half in ("encoder", "quant_conv"):
+            if hasattr(backbone, half):
+                delattr(backbone, half)
+        self.backbone = backbone
+        config = backbone.config
+        channels = config.latent_channels
+        mean = getattr(config, "latents_mean", None)
+        std = getattr(config, "latents_std", None)
+        if (mean is None) != (std is None):
+            raise ValueError("latents_mean and latents_std come together")
+        shift = float(getattr(config, "shift_factor", None) or 0.0)
+        mean_C = [shift] * channels if mean is None else list(mean)
+        std_C = [1.0] * channels if std is None else list(std)
+        if len(mean_C) != channels or len(std_C) != channels:
+            raise ValueError(f"latents_mean and latents_std have one value for each of {channels} channels")
+        self.register_buffer("mean_C11", torch.tensor(mean_C)[:, None, None], persistent=False)
+        self.register_buffer("std_C11", torch.tensor(std_C)[:, None, None] / config.scaling_factor, persistent=False)
+
+    def forward(self, latent_BCHW: Tensor) -> Tensor:
+        """Images in about [-1, 1]."""
+        out: Tensor = self.backbone.decode(latent_BCHW * self.std_C11 + self.mean_C11, return_dict=False)[0]
+        return out
+
+
+def autoencoder_tiny(config: Mapping[str, Any]) -> LatentDecoder:
+    """diffusers `AutoencoderTiny` (TAESD): fast, for previews and for students that were made for it."""
+    from diffusers import AutoencoderTiny
+
+    return LatentDecoder(AutoencoderTiny(**config))
+
+
+def autoencoder_kl(config: Mapping[str, Any]) -> LatentDecoder:
+    """diffusers `AutoencoderKL`, the decoder of Stable Diffusion."""
+    from diffusers import AutoencoderKL
+
+    return LatentDecoder(AutoencoderKL(**config))
+
+
+DECODERS: Mapping[str, Callable[[Mapping[str, Any]], LatentDecoder]] = {
+    "autoencoder_tiny": autoencoder_tiny,
+    "autoencoder_kl": autoencoder_kl,
+}
+"""Kind -> function of the configuration."""
