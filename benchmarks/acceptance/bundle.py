@@ -61,7 +61,7 @@ def write_bundle(directory: Path, network: SmallUNet, device: str) -> Path:
     spec = make_spec(network.sample_shape)
     network = network.float().to(device)
 
-    def evaluate(net_id: int, inputs: Mapping[str, Any]) -> Any:
+    def evaluate(component: str, inputs: Mapping[str, Any]) -> Any:
         tensors = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
         return network(tensors["sample"], tensors["time"], tensors["label"]).cpu().numpy()
 

@@ -153,7 +153,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 def _export(name: str, directory: Path) -> tuple[Path, Component]:
     if name not in BUILDERS:  # the kinds of a contract, with every input that they can have
         spec = make_contract(name, guidance=True, second_time=True)
-        component = onnx_graph.export_network(make_network(spec), spec, directory, "network.onnx")
+        component = onnx_graph.export_component(
+            make_network(spec), *spec.components()["network0"], directory, "network.onnx"
+        )
         return directory / "network.onnx", component
     torch.manual_seed(0)
     network, shapes = BUILDERS[name]()
