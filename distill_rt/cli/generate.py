@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> Outcome:
         result = pipeline.generate_request(request)
         target = pipeline.manifest.target
         load_ms = pipeline.load_ms
+        notes = pipeline.notes
     if args.separate:
         files = save_separate(args.out, result, scale=args.scale)
     else:
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> Outcome:
         "guidance": result.guidance,
         "target": target,
         "engine": result.engine,
+        "notes": list(notes),
         "timings_ms": {"open": load_ms, **result.timings_ms},
     }
     return Outcome(data=data, text=_text(data))
@@ -79,6 +81,7 @@ def _text(data: dict[str, object]) -> str:
     files, num = data["files"], data["num_images"]
     assert isinstance(files, list)
     assert isinstance(data["seeds"], list)
+    assert isinstance(data["notes"], list)
     where = files[0] if len(files) == 1 else f"{files[0]} ... {files[-1]}"
     images = "1 image" if num == 1 else f"{num} images"
     w = "" if data["guidance"] is None else f", guidance {data['guidance']:g}"
@@ -90,4 +93,5 @@ def _text(data: dict[str, object]) -> str:
         for end in dict.fromkeys(cut or ())
         if end
     ]
+    lines += [f"note: {note}" for note in data["notes"]]
     return "\n".join(lines)

@@ -33,6 +33,8 @@ class HostStepWorker:
         batch: B.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, spec: StudentSpec, programs: Mapping[str, Program], batch: int) -> None:
         for program in programs.values():  # once, so that no request pays for first-call allocations
             program.run()

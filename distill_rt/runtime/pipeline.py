@@ -125,6 +125,11 @@ class Pipeline:
         """Numbers of images that are compiled, ascending; other numbers are split and padded."""
         return self._engine.body.batches
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how the engine runs here, one line each; of the batches loaded so far."""
+        return tuple(dict.fromkeys(note for crew in self._crews for worker in crew.values() for note in worker.notes))
+
     def generate(
         self,
         *,

@@ -48,6 +48,11 @@ class Work:
 class Worker(Protocol):
     """One batch size of an engine, loaded and warm. Not for two threads at once."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how it runs here, one line each; usually nothing."""
+        ...
+
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         """Compute the images of a work.
 

@@ -38,6 +38,7 @@ class GraphWorker:
         backend: whose programs the request calls.
         plans: numbers of steps to prepare now.
         capture: False puts every request on the stream anew: slower, and the same images.
+        notes: see `Worker.notes`.
 
     Raises:
         TargetError: a request cannot be captured.
@@ -52,7 +53,9 @@ class GraphWorker:
         plans: Iterable[int],
         *,
         capture: bool = True,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.notes = notes
         self._spec, self._request, self._backend = spec, request, backend
         self._driver: Driver = backend.driver()
         self._capture = capture
@@ -85,7 +88,8 @@ class GraphWorker:
             programs[name] = engine.load_device(name, batch if batch in compiled else smallest)
         launcher = PackLauncher(engine.directory, driver)
         request = StepRequest(spec, programs, batch, driver, launcher)
-        return cls(spec, request, backend, spec.steps, capture=capture)
+        notes = (launcher.note,) if launcher.note else ()
+        return cls(spec, request, backend, spec.steps, capture=capture, notes=notes)
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         driver = self._driver

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import Result
+from fake_cuda import FakeLauncher, Result
 from fake_machine import Machine
 from tiny_engine import make_engine, network, plan, tiny_spec
 
@@ -203,6 +203,15 @@ def test_a_request_that_cannot_be_captured_says_what_to_do(gpu: Machine, tmp_pat
     assert caught.value.code == "capture-failed"
     assert "capture=False" in caught.value.hint
     assert drt.load(engine, capture=False).generate(labels=[1], seed=1).images.shape == (1, 4, 4, 1)
+
+
+def test_kernels_that_were_not_compiled_for_this_gpu_are_told(
+    pipeline: Pipeline, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pipeline.notes == ()
+    note = "the kernel pack has no kernels for compute capability 9.0: the driver compiles its PTX"
+    monkeypatch.setattr(FakeLauncher, "note", note)
+    assert drt.load(pipeline.path).notes == (note,)
 
 
 def test_a_truncated_plan_is_refused(gpu: Machine, tmp_path: Path) -> None:
