@@ -175,6 +175,11 @@ class FakeCuda:
     def cuMemcpyDtoDAsync(self, address: int, source: int, num_bytes: int, stream: int) -> Any:
         return (self._copy(address, source, num_bytes, stream, to_device=True, from_device=True),)
 
+    def cuMemsetD8Async(self, address: int, value: int, num_bytes: int, stream: int) -> Any:
+        if not self.on_device(address, num_bytes):
+            return (Result.CUDA_ERROR_INVALID_VALUE,)
+        return (self.put(stream, lambda: _memset(address, value, num_bytes)),)
+
     def _copy(
         self, address: int, source: int, num_bytes: int, stream: int, *, to_device: bool, from_device: bool
     ) -> Result:
@@ -185,6 +190,10 @@ class FakeCuda:
 
 def _memmove(address: int, source: int, num_bytes: int) -> None:
     ctypes.memmove(address, source, num_bytes)
+
+
+def _memset(address: int, value: int, num_bytes: int) -> None:
+    ctypes.memset(address, value, num_bytes)
 
 
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -139,6 +139,9 @@ class Driver:
         """Device to device."""
         self.check(self.api.cuMemcpyDtoDAsync(address, source, num_bytes, stream), "cannot copy on the GPU")
 
+    def zero(self, address: int, num_bytes: int, stream: int) -> None:
+        self.check(self.api.cuMemsetD8Async(address, 0, num_bytes, stream), "cannot clear memory of the GPU")
+
     def synchronize(self, stream: int) -> None:
         """Wait until everything on the stream is done; here the errors of its work come up."""
         self.check(self.api.cuStreamSynchronize(stream), "work on the GPU failed")

@@ -57,6 +57,8 @@ class TensorRTProgram:
         self._config = jit_config(plan, jit_cache)  # the context refers to it
         stream = driver.create_stream()
         self._context = self._make_context(profile, stream)
+        # Labels and tokens are indices: whatever lay in this memory before must not be one.
+        driver.zero(self._tensors.memory.address, self._tensors.memory.num_bytes, stream)
         # The first call after a change of shapes initialises, and TensorRT-RTX compiles kernels: neither can be captured.
         self.enqueue(stream)
         driver.synchronize(stream)
