@@ -45,7 +45,12 @@ class OpenVINO:
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
     bit_exact_batches: ClassVar[bool] = False
-    rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm/1",)
+    rewrites: ClassVar[tuple[str, ...]] = (
+        "fold-upsampling/1",
+        "merge-projections/1",
+        "group-norm-moments/1",  # large images; the small ones are left to the next
+        "decompose-group-norm/1",
+    )
 
     def unavailable(self) -> str | None:
         return None if installed("openvino") else "package 'openvino' is not installed"

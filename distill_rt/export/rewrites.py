@@ -11,9 +11,18 @@ from pathlib import Path
 from distill_rt.export.model_file import load_model, save_model
 from distill_rt.export.passes import Pass, check_operators, run_passes
 from distill_rt.export.passes.group_norm import decompose_group_norm
+from distill_rt.export.passes.group_norm_moments import group_norm_moments
+from distill_rt.export.passes.projections import merge_projections
+from distill_rt.export.passes.upsampled_conv import fold_upsampling
 
 COMPILE_PASSES: Mapping[str, Pass] = {
-    step.identity: step for step in (Pass(name="decompose-group-norm", version=1, function=decompose_group_norm),)
+    step.identity: step
+    for step in (
+        Pass(name="decompose-group-norm", version=1, function=decompose_group_norm),
+        Pass(name="fold-upsampling", version=1, function=fold_upsampling),
+        Pass(name="group-norm-moments", version=1, function=group_norm_moments),
+        Pass(name="merge-projections", version=1, function=merge_projections),
+    )
 }
 """Passes by identity, the names that backends list (`Backend.rewrites`)."""
 

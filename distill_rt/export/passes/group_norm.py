@@ -33,7 +33,7 @@ def decompose_group_norm(model: ir.Model) -> ir.Model:
         return per_channel[weight, rank]
 
     for node in list(model.graph):
-        dims = _static_dims(node)
+        dims = static_dims(node)
         if dims is None:
             continue
         x, scale, bias = node.inputs
@@ -66,7 +66,7 @@ def decompose_group_norm(model: ir.Model) -> ir.Model:
     return model
 
 
-def _static_dims(node: ir.Node) -> list[int] | None:
+def static_dims(node: ir.Node) -> list[int] | None:
     """The dimensions after the batch if this is a GroupNormalization and all of them are known."""
     shape = node.inputs[0].shape if node.op_type == "GroupNormalization" and node.inputs[0] is not None else None
     if shape is None or len(shape) < 3 or not all(isinstance(dim, int) for dim in shape[1:]):
