@@ -26,6 +26,7 @@ NEEDS = {
     "distill_rt.backends.inductor.graph": "torch",
     "distill_rt.backends.inductor.package": "torch",
     "distill_rt.backends.inductor.programs": "torch",
+    "distill_rt.backends.inductor.device_programs": "torch",
     "distill_rt.kernels.triton": "triton",
 }
 

@@ -38,7 +38,7 @@ MAY_IMPORT = {
 
 TORCH_PARTS = ("distill_rt/models/", "distill_rt/training/")
 INDUCTOR = "distill_rt/backends/inductor/"
-INDUCTOR_TORCH = tuple(f"{INDUCTOR}{name}" for name in ("graph/", "package.py", "programs.py"))
+INDUCTOR_TORCH = tuple(f"{INDUCTOR}{name}" for name in ("graph/", "package.py", "programs.py", "device_programs.py"))
 """What is imported once an inductor target is chosen; the rest of the folder answers without torch."""
 HOMES = {
     # package -> (where it may be imported at all, where also at the top of a file)

@@ -1,5 +1,5 @@
 """Targets by name: ``openvino:cpu``, ``onnxruntime:cpu``, ``tensorrt:sm90``, ``tensorrt-rtx:sm86+sm89``,
-``inductor:cpu``, ``auto``."""
+``inductor:cuda``, ``auto``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ BACKENDS: Mapping[str, str] = {
 }
 ON_REQUEST: Mapping[str, str] = {
     # Never taken by `auto`: they need torch at run time.
+    "inductor:cuda": "distill_rt.backends.inductor.backend:InductorCuda",
     "inductor:cpu": "distill_rt.backends.inductor.backend:InductorCpu",
 }
 FAMILIES: Mapping[str, str] = {

@@ -1,8 +1,9 @@
 """Compile a bundle for one target and check the engine against the student; below the bar nothing is written.
 
-Targets: openvino:cpu, onnxruntime:cpu, tensorrt:sm90, tensorrt-rtx:sm86+sm89 (builds without a GPU), inductor:cpu (needs torch
-and a C++ compiler), auto (the best of this machine; distill-rt doctor lists them). An engine for another machine carries its
-golden outputs: there, distill-rt verify ENGINE --gate compares it with the student, and nothing generates with it before.
+Targets: openvino:cpu, onnxruntime:cpu, tensorrt:sm90, tensorrt-rtx:sm86+sm89 (builds without a GPU), inductor:cuda and
+inductor:cpu (need torch and a C++ compiler), auto (the best of this machine; distill-rt doctor lists them). An engine for
+another machine carries its golden outputs: there, distill-rt verify ENGINE --gate compares it with the student, and nothing
+generates with it before.
 """
 
 from __future__ import annotations

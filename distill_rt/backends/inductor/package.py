@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill_rt.backends.inductor.graph.from_onnx import from_onnx
 from distill_rt.core.artifacts import Component
-from distill_rt.core.errors import TargetError
+from distill_rt.core.errors import ResourceError, TargetError
 
 
 def build_package(
@@ -55,28 +57,72 @@ def build_package(
             raise refused("cannot compile", onnx_path, error) from error
 
 
-def load_package(path: Path, *, device: str) -> Any:
-    """The loaded package: ``boxed_run(list of tensors)`` returns a list of tensors. Not for use by two threads at once.
+class Package:
+    """A loaded package: its code and its weights, which all programs of one file share.
+
+    Args:
+        loader: torch's, whose ``boxed_run`` takes and returns lists of tensors. It holds nothing between two calls.
+    """
+
+    def __init__(self, loader: Any, path: Path) -> None:
+        self._loader = loader
+        self._lock = threading.Lock()
+        self.path = path
+
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """One call, on torch's current stream where it runs on a GPU.
+
+        Raises:
+            ResourceError: not enough GPU memory.
+            TargetError: the package refuses.
+        """
+        try:
+            with self._lock:
+                results: list[Tensor] = self._loader.boxed_run(list(inputs))
+        except torch.OutOfMemoryError as error:
+            raise out_of_gpu_memory(error) from error
+        except RuntimeError as error:
+            raise refused("cannot run", self.path, error) from error
+        return results
+
+
+def load_package(path: Path, *, device: str) -> Package:
+    """Load a package.
 
     Raises:
         TargetError: torch refuses the file.
+        ResourceError: not enough GPU memory.
     """
     with quiet():
         try:
-            # Without the locks of many threads, whose events a captured graph must not wait for.
+            # Single-threaded: the locks for many threads are events, which a captured graph must not wait for. Ours serve.
             loaded = torch._inductor.aoti_load_package(
                 str(path), run_single_threaded=True, device_index=0 if device == "cuda" else -1
             )
+        except torch.OutOfMemoryError as error:
+            raise out_of_gpu_memory(error) from error
         except Exception as error:  # pybind raises RuntimeError for nearly everything, zip files their own
             raise refused("cannot load", path, error) from error
-    return loaded.loader
+    return Package(loaded.loader, path)
+
+
+def out_of_gpu_memory(error: Exception) -> ResourceError:
+    """torch's message names the need and what is free; its advice on its allocator goes."""
+    return ResourceError(
+        f"not enough GPU memory: {_first_line(error).partition(' If reserved')[0]}",
+        code="gpu-memory",
+        hint="close other programs on the GPU, load fewer workers, or compile for smaller batches",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
 def refused(what: str, path: Path, error: Exception) -> TargetError:
     """torch's error in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return TargetError(
-        f"torch {what} {path.name}: {type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:400],
+        f"torch {what} {path.name}: {type(error).__name__}: {_first_line(error)}"[:400],
         code="compiler-refused",
         hint="compile again with --force, or choose another target",
     )

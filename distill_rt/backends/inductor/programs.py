@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from distill_rt.backends.base import Array
-from distill_rt.backends.inductor.package import refused
+from distill_rt.backends.inductor.package import Package
 
 
 class InductorProgram:
@@ -19,13 +17,10 @@ class InductorProgram:
     that of the engine.
     """
 
-    def __init__(
-        self, loader: Any, inputs: dict[str, Array], outputs: dict[str, Array], num_threads: int, path: Path
-    ) -> None:
+    def __init__(self, package: Package, inputs: dict[str, Array], outputs: dict[str, Array], num_threads: int) -> None:
         self.inputs: Mapping[str, Array] = inputs
         self.outputs: Mapping[str, Array] = outputs
-        self._loader = loader
-        self._path = path
+        self._package = package
         self._num_threads = num_threads
         self._inputs = [torch.from_numpy(array) for array in inputs.values()]
         self._outputs = [torch.from_numpy(array) for array in outputs.values()]
@@ -33,9 +28,5 @@ class InductorProgram:
     def run(self) -> None:
         if torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
-        try:
-            results = self._loader.boxed_run(list(self._inputs))
-        except RuntimeError as error:
-            raise refused("cannot run", self._path, error) from error
-        for output, result in zip(self._outputs, results, strict=True):
+        for output, result in zip(self._outputs, self._package.run(self._inputs), strict=True):
             output.copy_(result)

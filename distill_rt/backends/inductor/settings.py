@@ -27,11 +27,15 @@ def cpu_settings(num_threads: int) -> dict[str, Any]:
     }
 
 
-def cuda_settings(*, max_autotune: bool) -> dict[str, Any]:
-    """For GPUs: channels innermost in convolutions, which tensor cores want; kernels of products and convolutions measured."""
+def cuda_settings() -> dict[str, Any]:
+    """For GPUs: channels innermost in convolutions, which tensor cores want.
+
+    Measuring kernels of products and convolutions (`max_autotune`) takes minutes per package; it stays off until a GPU shows
+    what it gains over cuBLAS and cuDNN.
+    """
     return {
         **COMMON,
-        "max_autotune": max_autotune,
+        "max_autotune": False,
         "max_autotune_gemm_backends": "ATEN,TRITON",
         "max_autotune_conv_backends": "ATEN,TRITON",
         "coordinate_descent_tuning": False,

@@ -30,6 +30,14 @@ def missing_cuda() -> str | None:
     return None
 
 
+def missing_bindings() -> str | None:
+    """Why requests cannot be captured, or None."""
+    for module, package in (("cuda.bindings", "cuda-python"), ("cuda.core", "cuda-core")):
+        if not installed(module):
+            return f"the runtime on GPUs needs the package {package!r}, which is not installed"
+    return None
+
+
 def missing_triton() -> str | None:
     """Why there is no compiler for GPU kernels, or None."""
     return None if installed("triton") else "inductor's GPU kernels need the package 'triton', which is not installed"
