@@ -98,8 +98,9 @@ def resolve_target(text: str) -> tuple[Target, Backend]:
             details={name: reason for name, (reason, _) in reasons.items()},
         )
     reason, extra = reasons[text]
+    also = backend.cannot_build()  # who installs the package should not learn only then that it does not help here
     raise TargetError(
-        f"target {text} cannot be used on this machine: {reason}",
+        f"target {text} cannot be used on this machine: {reason}" + (f"; and {also}" if also else ""),
         code="target-unavailable",
         hint=f"pip install 'distill-rt[{extra}]'",
     )

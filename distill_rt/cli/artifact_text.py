@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_rt.backends.cuda.kernels import KERNELS
 from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, PlanInfo, read_info
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.core import codec
@@ -123,7 +124,7 @@ _DESCRIBE: dict[Kind, Callable[[Path], Outcome]] = {
 def _outcome(
     directory: Path, manifest: Manifest, spec: StudentSpec, data: dict[str, Any], blocks: list[str]
 ) -> Outcome:
-    files = table(["file", "size", "sha256"], [[f.path, size(f.size), f.sha256[:16]] for f in manifest.files])
+    files = table(["file", "size", "sha256"], _file_rows(manifest))
     num_bytes = sum(file.size for file in manifest.files)
     head = pairs({"path": directory, "kind": manifest.kind, "digest": manifest.digest, "size": size(num_bytes)})
     return Outcome(
@@ -138,6 +139,15 @@ def _outcome(
         },
         text="\n\n".join([head, pairs(_contract_lines(spec)), _plans(spec), *blocks, files]),
     )
+
+
+def _file_rows(manifest: Manifest) -> list[list[Any]]:
+    """A row per file; the kernels, of which there are dozens, in one."""
+    kernels = [file for file in manifest.files if file.path.startswith(f"{KERNELS}/")]
+    rows: list[list[Any]] = [[f.path, size(f.size), f.sha256[:16]] for f in manifest.files if f not in kernels]
+    if kernels:
+        rows.append([f"{KERNELS}/ ({len(kernels)} files)", size(sum(file.size for file in kernels)), ""])
+    return rows
 
 
 def _contract(spec: StudentSpec) -> dict[str, Any]:
