@@ -23,7 +23,7 @@ from acceptance.graph import REQUESTS
 from acceptance.report import Recorder, Skip
 
 FIRST_REQUEST_BAR = 2.0
-NUM_THREADS = 4
+NUM_THREADS = 8
 
 
 def run(recorder: Recorder, argument: str) -> None:
@@ -107,44 +107,51 @@ def first_request(recorder: Recorder, engine: Path) -> None:
 
 
 def requests(recorder: Recorder, engine: Path, device: Device) -> None:
-    """Latency, bits, changed values, previews and threads, on one loaded pipeline and on two."""
+    """Latency, bits, changed values, previews, no graph, and two workers in threads."""
     import distill_rt
 
     before = free_bytes(device)
     with distill_rt.load(engine) as pipe:
         recorder.figure("load_ms", pipe.load_ms)
         recorder.figure("device_memory_after_load", before - free_bytes(device))
-
-        def images(seed: int, label: int, guidance: float, **options: Any) -> Any:
-            return pipe.generate(seed=seed, labels=[label], guidance=guidance, **options).images
-
+        images = functools.partial(ask, pipe)
         answers = [images(*request) for request in REQUESTS]
         changed = [not same(answers[0], other) for other in answers[1:]]
         recorder.holds("seed_label_guidance_change", all(changed), note=f"seed, label, guidance: {changed}")
         again = [images(*request) for request in REQUESTS]
         recorder.holds("same_request_same_bits", all(map(same, answers, again)))
         shown = images(*REQUESTS[0], on_step=lambda update: None)
-        recorder.holds("previews_same_bits", same(answers[0], shown), note="with previews nothing is a graph")
-        figures = {}
-        for steps in pipe.spec.steps:
-            figures[f"steps {steps}"] = latency_ms(functools.partial(images, *REQUESTS[0], steps=steps))
-        figures["steps 4, with previews"] = latency_ms(lambda: images(*REQUESTS[0], on_step=lambda update: None))
+        recorder.holds("previews_same_bits", same(answers[0], shown), note="rows one by one")
+        figures = {
+            f"steps {steps}": latency_ms(functools.partial(images, *REQUESTS[0], steps=steps))
+            for steps in pipe.spec.steps
+        }
         recorder.figure("latency_ms", figures)
         recorder.figure("timings_ms", dict(pipe.generate(seed=1, labels=[3]).timings_ms))
-        shared = in_threads([functools.partial(images, seed, 3, 2.0) for seed in range(NUM_THREADS)])
         one_by_one = [images(seed, 3, 2.0) for seed in range(NUM_THREADS)]
+        queued = in_threads([functools.partial(images, seed, 3, 2.0) for seed in range(NUM_THREADS)])
         recorder.figure("device_memory_in_use", before - free_bytes(device))
-        with distill_rt.load(engine) as second:
-            pair = in_threads([
-                lambda: [images(seed, 3, 2.0) for seed in range(NUM_THREADS)],
-                lambda: [second.generate(seed=s, labels=[3], guidance=2.0).images for s in range(NUM_THREADS)],
-            ])  # fmt: skip
-        wrong = [
-            what
-            for what, got in (("one pipeline, four threads", shared), ("first", pair[0]), ("second", pair[1]))
-            if isinstance(got, BaseException) or not all(map(same, got, one_by_one))
-        ]
-        recorder.holds("threads_same_bits", wrong == [], note=", ".join(wrong))
+    with distill_rt.load(engine, capture=False) as pipe:
+        plain = [ask(pipe, *request) for request in REQUESTS]
+        recorder.holds("graph_equals_eager", all(map(same, answers, plain)), note="load(engine, capture=False)")
+        no_graph = latency_ms(lambda: ask(pipe, *REQUESTS[0]))
+        recorder.figure("latency_no_graph_ms", no_graph)
+        recorder.figure("no_graph_over_graph", no_graph["p50"] / figures[f"steps {pipe.spec.default_steps}"]["p50"])
+    with distill_rt.load(engine, workers=2) as pipe:
+        recorder.figure("device_memory_two_workers", before - free_bytes(device))
+        started = time.perf_counter()
+        parallel = in_threads([functools.partial(ask, pipe, seed, 3, 2.0) for seed in range(NUM_THREADS)])
+        recorder.figure("two_workers_ms_per_image", 1e3 * (time.perf_counter() - started) / NUM_THREADS)
+    wrong = [
+        what for what, got in (("one worker", queued), ("two workers", parallel)) if not all(map(same, got, one_by_one))
+    ]
+    errors = [f"{type(got).__name__}: {got}" for got in (*queued, *parallel) if isinstance(got, BaseException)]
+    recorder.holds("threads_same_bits", wrong == [], note="; ".join([*wrong, *errors])[:500])
+
+
+def ask(pipe: Any, seed: int, label: int, guidance: float, **options: Any) -> Any:
+    """uint8 (1, H, W, C)."""
+    return pipe.generate(seed=seed, labels=[label], guidance=guidance, **options).images
 
 
 def latency_ms(call: Callable[[], Any]) -> dict[str, float]:

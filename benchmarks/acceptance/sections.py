@@ -25,7 +25,10 @@ class Section:
     bars: tuple[str, ...] = ()
 
 
-ENGINE_BARS = ("seed_label_guidance_change", "same_request_same_bits", "threads_same_bits", "first_request_ratio")
+ENGINE_BARS = (
+    "seed_label_guidance_change", "same_request_same_bits", "previews_same_bits", "graph_equals_eager", "threads_same_bits",
+    "first_request_ratio",
+)  # fmt: skip
 
 SECTIONS: dict[str, Section] = {
     "environment": Section(module="environment", seconds=30),

@@ -18,6 +18,9 @@ from torch.nn import functional
 
 GROUPS = 8
 HEAD_WIDTH = 32
+SKIP = -0.5
+"""Part of the sample in the prediction. A trained network says mostly what the sample says; fresh weights say anything, and
+guidance multiplies their rounding errors until no half precision passes the gate."""
 
 
 class Graph:
@@ -177,7 +180,7 @@ class SmallUNet(nn.Module):
             h = block(torch.cat([h, kept.pop()], 1), vector)
             if i + 1 < len(self.up):
                 h = self.grow[i](functional.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(functional.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return SKIP * sample + self.conv_out(functional.silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
 
 def frequencies(width: int) -> Any:
@@ -218,6 +221,7 @@ def emit(network: SmallUNet) -> Graph:
                       nearest_mode="floor")  # fmt: skip
             h = g.conv(h, f"grow.{i}", network.grow[i])
     h = g.conv(g.silu(g.norm(h, "norm_out", network.norm_out)), "conv_out", network.conv_out)
-    g.add("Identity", [h])
+    skip = g.add("Mul", ["sample", g.constant("skip", np.array(SKIP, np.float32))])
+    g.add("Add", [skip, h])
     g.nodes[-1].output[0] = "prediction"
     return g
