@@ -38,7 +38,7 @@ class LoadedPack:
 
     def __init__(self, pack: KernelPack, device: Any, names: Iterable[str] | None = None) -> None:
         require_driver()
-        self._core: Any = require("cuda.core", extra="tensorrt")
+        self._core: Any = require("cuda.core", extra="cuda")
         self._pack = pack
         capability = device.compute_capability
         self._names = tuple(pack.body.kernels if names is None else names)

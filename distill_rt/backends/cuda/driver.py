@@ -212,4 +212,4 @@ def open_driver(capabilities: tuple[int, ...] | None) -> Driver:
             code="gpu-missing",
             hint="compile the bundle for this machine's GPU",
         )
-    return Driver(require("cuda.bindings.driver", extra="tensorrt"), fitting[0])
+    return Driver(require("cuda.bindings.driver", extra="cuda"), fitting[0])

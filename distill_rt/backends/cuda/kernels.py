@@ -65,7 +65,7 @@ class PackLauncher:
     """
 
     def __init__(self, directory: Path, driver: Driver) -> None:
-        core = require("cuda.core", extra="tensorrt")
+        core = require("cuda.core", extra="cuda")
         device = core.Device(driver.device.index)
         device.set_current()  # the same primary context that the driver uses
         pack = read_pack(directory / KERNELS)
