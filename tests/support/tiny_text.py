@@ -14,13 +14,24 @@ from torch import nn
 from distill_rt.core.condition import Condition, Guidance
 from distill_rt.core.prediction import Parameterization, Prediction
 from distill_rt.core.process import VPLinear
-from distill_rt.core.samplers.ddim import ddim
+from distill_rt.core.scheduler_config import table_from_scheduler_config
 from distill_rt.core.spec import Decoder, NetworkSpec, StudentSpec
 from distill_rt.models import build_decoder, build_network, build_text_encoder, save_student
 
 NUM_TOKENS = 12
 WIDTH = 16
 LATENT = (4, 8, 8)
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
 MERGES = ("c a", "ca t</w>", "d o", "do g</w>", "r e", "re d</w>", "t h", "th e</w>", "o n</w>")
 
 UNET: dict[str, Any] = {
@@ -81,7 +92,7 @@ def text_spec(
     decoder: Literal["autoencoder_tiny", "autoencoder_kl"] | None = "autoencoder_tiny",
     **changes: Any,
 ) -> StudentSpec:
-    """A contract of 1 and 2 DDIM steps with epsilon prediction."""
+    """A contract of 1 and 2 steps of Stable Diffusion's DDIM scheduler."""
     process, parameterization = VPLinear(), Parameterization(prediction=Prediction.EPS)
     unet = UNET | ({"time_cond_proj_dim": 8, "guidance": True} if guidance == "embedded" else {})
     fields: dict[str, Any] = {
@@ -97,9 +108,7 @@ def text_spec(
             null_tokens=tuple(hf_tokens(tokenizer, [""])[0].tolist()),
         ),
         "guidance": Guidance() if guidance == "none" else Guidance(mode=guidance, min=1.0, max=8.0, default=3.0),
-        "plans": {
-            n: ddim(process, parameterization, [0.9 - 0.8 * i / n for i in range(n)]).as_float32() for n in (1, 2)
-        },
+        "plans": {n: table_from_scheduler_config(SCHEDULER, n).as_float32() for n in (1, 2)},
         "default_steps": 2,
         "networks": (NetworkSpec(kind="unet2d_condition", config=unet),),
         "text_encoder": NetworkSpec(
