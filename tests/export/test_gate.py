@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from distill_rt.backends.base import allocate, network_batch
-from distill_rt.backends.registry import BACKENDS, Target, backend_for
+from distill_rt.backends.registry import BACKENDS, ON_REQUEST, Target, backend_for
 from distill_rt.core.artifacts import GateReport, Precision
 from distill_rt.core.errors import GateError
 from distill_rt.export.gate import COMPONENT_BARS, TRAJECTORY_BARS, evaluate_rows, run_gate
@@ -137,7 +137,8 @@ def test_bars_widen_with_the_precision() -> None:
 
 
 def test_there_are_bars_for_what_backends_offer() -> None:
-    offered = {precision for name in BACKENDS for precision in backend_for(Target.parse(name)).precisions}
+    targets = [*BACKENDS, *ON_REQUEST, "tensorrt:sm90", "tensorrt-rtx:sm89"]
+    offered = {precision for name in targets for precision in backend_for(Target.parse(name)).precisions}
     assert set(COMPONENT_BARS) == set(TRAJECTORY_BARS) == offered
     for bars in (COMPONENT_BARS, TRAJECTORY_BARS):
         assert bars["fp32"].relative_l2 < bars["bf16"].relative_l2
