@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from distill_rt.backends import processor
 from distill_rt.backends.base import CompileOptions, Program, allocate
-from distill_rt.backends.cuda.driver import Driver, open_driver
-from distill_rt.backends.cuda.failures import out_of_memory
+from distill_rt.backends.cuda.backend import GpuBackend
 from distill_rt.backends.cuda.kernels import put_kernels
-from distill_rt.backends.cuda.programs import DeviceProgram, Graph, HostProgram
+from distill_rt.backends.cuda.programs import DeviceProgram, Graph
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
 from distill_rt.backends.inductor.settings import cpu_settings, cuda_settings
 from distill_rt.backends.inductor.toolchain import (
@@ -29,6 +28,7 @@ from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.core.optional import installed, require
 from distill_rt.core.spec import TensorSpec
+from distill_rt.kernels.aot import source_digest
 
 if TYPE_CHECKING:
     from distill_rt.backends.inductor.package import Package
@@ -147,17 +147,15 @@ class InductorCpu(Inductor):
         return InductorProgram(package, allocate(inputs, batch), allocate(outputs, batch), options.num_threads)
 
 
-class InductorCuda(Inductor):
+class InductorCuda(GpuBackend, Inductor):
     """Target ``inductor:cuda``: the first GPU, for which alone it builds. Not run on a GPU yet."""
 
     device: ClassVar[str] = "cuda"
     extra: ClassVar[str] = "inductor-cuda"
-    runs_on: ClassVar[Literal["host", "cuda"]] = "cuda"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32")
 
     def __init__(self) -> None:
-        self._driver: Driver | None = None
-        self._packages: dict[Path, Package] = {}
+        super().__init__(None)
 
     # -- what this machine can do ----------------------------------------------------------------------------------------
 
@@ -203,6 +201,7 @@ class InductorCuda(Inductor):
             # By its name too: kernels are chosen by the number of its multiprocessors and what they measure.
             "gpu": {"name": gpu.name, "capability": gpu.capability},
             "settings": self.settings(options),
+            "kernels": source_digest(),
         }
 
     def _inductor_settings(self, options: CompileOptions) -> dict[str, Any]:
@@ -213,45 +212,20 @@ class InductorCuda(Inductor):
     def add_kernels(self, directory: Path) -> None:
         put_kernels(directory, [_gpu().capability])
 
-    def driver(self) -> Driver:
-        if self._driver is None:
-            self._driver = open_driver(None)
-        return self._driver
-
-    def load(
-        self,
-        directory: Path,
-        files: Sequence[str],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        batch: int,
-        options: CompileOptions,
-    ) -> Program:
-        return HostProgram(self.driver(), self.load_device(directory, files, inputs, outputs, batch, options))
-
-    def load_device(
-        self,
-        directory: Path,
-        files: Sequence[str],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        batch: int,
-        options: CompileOptions,
-    ) -> DeviceProgram:
+    def open_file(
+        self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> Package:
         require("torch", extra=self.extra)
-        from distill_rt.backends.inductor.device_programs import InductorDeviceProgram
         from distill_rt.backends.inductor.package import load_package
 
-        driver = self.driver()
-        driver.use()
-        path = directory / files[0]
-        if path not in self._packages:
-            need = path.stat().st_size  # nearly all of a package is weights
-            free, total = driver.free_and_total_bytes()
-            if need > free:
-                raise out_of_memory(need, free, total, str(driver.device), f"the weights in {path.name}")
-            self._packages[path] = load_package(path, device=self.device)
-        return InductorDeviceProgram(self._packages[path], inputs, outputs, batch, "cuda:0")
+        return load_package(directory / files[0], device=self.device)
+
+    def make_program(
+        self, opened: Package, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: int
+    ) -> DeviceProgram:
+        from distill_rt.backends.inductor.device_programs import InductorDeviceProgram
+
+        return InductorDeviceProgram(opened, inputs, outputs, batch, "cuda:0")
 
     def capture(self, stream: int, record: Callable[[], None]) -> Graph:
         from distill_rt.backends.inductor.device_programs import capture_graph

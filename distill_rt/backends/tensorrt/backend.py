@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-from weakref import WeakValueDictionary
+from typing import Any, ClassVar
 
-from distill_rt.backends.base import CompileOptions, Program
+from distill_rt.backends.base import CompileOptions
 from distill_rt.backends.cache import engines_directory
-from distill_rt.backends.cuda.driver import Driver, open_driver
-from distill_rt.backends.cuda.failures import out_of_memory
+from distill_rt.backends.cuda.backend import GpuBackend
 from distill_rt.backends.cuda.kernels import put_kernels
-from distill_rt.backends.cuda.programs import DeviceProgram, Graph, HostProgram
+from distill_rt.backends.cuda.programs import DeviceProgram
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
 from distill_rt.backends.tensorrt.builder import BuildOptions, build_plan, build_settings
 from distill_rt.backends.tensorrt.capability import (
@@ -41,7 +39,7 @@ from distill_rt.core.spec import TensorSpec
 from distill_rt.kernels.aot import source_digest
 
 
-class TensorRT:
+class TensorRT(GpuBackend):
     """Target ``tensorrt:smXX``. `TensorRTRTX` differs in its class variables and in where it builds."""
 
     name: ClassVar[str] = "tensorrt"
@@ -55,13 +53,11 @@ class TensorRT:
     # GroupNormalization stays whole: TensorRT fuses it with the SiLU that follows.
     rewrites: ClassVar[tuple[str, ...]] = ()
     several_devices: ClassVar[bool] = False
-    runs_on: ClassVar[Literal["host", "cuda"]] = "cuda"
 
     def __init__(self, device: str) -> None:
         self.capabilities = parse_capabilities(device, self.devices, target=self.name, several=self.several_devices)
         self.device = "+".join(f"sm{number}" for number in self.capabilities)
-        self._driver: Driver | None = None
-        self._plans: WeakValueDictionary[Path, Plan] = WeakValueDictionary()
+        super().__init__(self.capabilities)
 
     # -- what this machine can do ----------------------------------------------------------------------------------------
 
@@ -75,9 +71,6 @@ class TensorRT:
     def cannot_run(self) -> str | None:
         missing = next((name for name in ("cuda.bindings", "cuda.core") if not installed(name)), None)
         return self._no_matching_gpu() or (missing and f"package {missing.replace('.', '-')!r} is not installed")
-
-    def machine(self) -> str:
-        return str(self.driver().device)
 
     def check(self, options: CompileOptions) -> None:
         check_arithmetic(options.precision, self.capabilities, target=f"{self.name}:{self.device}")
@@ -141,46 +134,15 @@ class TensorRT:
     def add_kernels(self, directory: Path) -> None:
         put_kernels(directory, self.capabilities)
 
-    def driver(self) -> Driver:
-        if self._driver is None:
-            self._driver = open_driver(self.capabilities)
-        return self._driver
+    def open_file(
+        self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> Plan:
+        return self.open_plan(directory, files, inputs, outputs)
 
-    def load(
-        self,
-        directory: Path,
-        files: Sequence[str],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        batch: int,
-        options: CompileOptions,
-    ) -> Program:
-        return HostProgram(self.driver(), self.load_device(directory, files, inputs, outputs, batch, options))
-
-    def load_device(
-        self,
-        directory: Path,
-        files: Sequence[str],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        batch: int,
-        options: CompileOptions,
+    def make_program(
+        self, opened: Plan, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: int
     ) -> DeviceProgram:
-        driver = self.driver()
-        driver.use()
-        path = directory / files[0]
-        plan = self._plans.get(path)
-        if plan is None:
-            need = path.stat().st_size  # nearly all of a plan is weights
-            free, total = driver.free_and_total_bytes()
-            if need > free:
-                raise out_of_memory(need, free, total, str(driver.device), f"the weights in {path.name}")
-            plan = self.open_plan(directory, files, inputs, outputs)
-            self._plans[path] = plan
-        return TensorRTProgram(plan, driver, inputs, outputs, batch, self._jit_cache(plan.library.version))
-
-    def capture(self, stream: int, record: Callable[[], None]) -> Graph:
-        return self.driver().capture(stream, record)
+        return TensorRTProgram(opened, self.driver(), inputs, outputs, batch, self._jit_cache(opened.library.version))
 
     def open_plan(
         self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
