@@ -47,6 +47,7 @@ class OpenVINO:
     bit_exact_batches: ClassVar[bool] = False
     rewrites: ClassVar[tuple[str, ...]] = (
         "fold-upsampling/1",
+        "split-projections/1",
         "merge-projections/1",
         "group-norm-moments/1",  # large images; the small ones are left to the next
         "decompose-group-norm/1",

@@ -13,6 +13,7 @@ from distill_rt.export.passes import Pass, check_operators, run_passes
 from distill_rt.export.passes.group_norm import decompose_group_norm
 from distill_rt.export.passes.group_norm_moments import group_norm_moments
 from distill_rt.export.passes.projections import merge_projections
+from distill_rt.export.passes.split_projections import split_projections
 from distill_rt.export.passes.upsampled_conv import fold_upsampling
 
 COMPILE_PASSES: Mapping[str, Pass] = {
@@ -22,6 +23,7 @@ COMPILE_PASSES: Mapping[str, Pass] = {
         Pass(name="fold-upsampling", version=1, function=fold_upsampling),
         Pass(name="group-norm-moments", version=1, function=group_norm_moments),
         Pass(name="merge-projections", version=1, function=merge_projections),
+        Pass(name="split-projections", version=1, function=split_projections),
     )
 }
 """Passes by identity, the names that backends list (`Backend.rewrites`)."""

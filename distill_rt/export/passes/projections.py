@@ -1,26 +1,32 @@
 """Matrix products of one input, such as the queries, keys and values of an attention, as one product that is split.
 
-One larger product reads its input once and starts the threads once. In a trajectory the steps share the joined weight.
+One larger product reads its input once and starts the threads once. Splitting copies the result, so this pays only while that
+stays in a cache close to the core (`MAX_ELEMENTS`). In a trajectory the steps share the joined weight.
 
 Legend: K features of the input, N features of all products together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill_rt.core.optional import require
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+MAX_ELEMENTS = 1 << 18
+"""Of the joined result for one image: half a megabyte in bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Projection:
+class Projection:
     """``y = x @ weight (+ bias)``: a MatMul with the Add behind it, or a Gemm."""
 
     nodes: tuple[ir.Node, ...]
@@ -34,19 +40,32 @@ class _Projection:
     def num_features(self) -> int:
         return int(self.weight.shape[0 if self.transposed else 1])
 
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight as (K, N)."""
+        assert self.weight.const_value is not None
+        weight: NDArray[np.float32] = self.weight.const_value.numpy()
+        return weight.T if self.transposed else weight
 
-def merge_projections(model: ir.Model) -> ir.Model:
-    """Join all products of the same input whose weights and biases are initializers."""
+    def num_elements(self) -> float:
+        """Of the result for one image, infinite if unknown."""
+        shape = self.y.shape
+        if shape is None or not all(isinstance(dim, int) for dim in shape[1:]):
+            return math.inf
+        return math.prod(int(dim) for dim in shape[1:])
+
+
+def merge_projections(model: ir.Model, *, max_elements: int = MAX_ELEMENTS) -> ir.Model:
+    """Join all products of the same input whose weights and biases are initializers and whose results are small."""
     onnx_ir = require("onnx_ir", extra="cpu")
-    groups: dict[tuple[ir.Value, bool, bool], list[_Projection]] = {}
+    groups: dict[tuple[ir.Value, bool, bool], list[Projection]] = {}
     for node in model.graph:
-        projection = _projection(node)
+        projection = projection_of(node)
         if projection is not None and node.inputs[0] is not None:
             key = (node.inputs[0], projection.bias is not None, node.op_type == "Gemm")
             groups.setdefault(key, []).append(projection)
     joined: dict[tuple[ir.Value, ...], ir.Value] = {}
     for (x, has_bias, is_gemm), group in groups.items():
-        if len(group) < 2:
+        if len(group) < 2 or sum(p.num_elements() for p in group) > max_elements:
             continue
         weight = _joined(model.graph, joined, [p.weight for p in group], [p.transposed for p in group])
         biases = [p.bias for p in group if p.bias is not None]
@@ -84,7 +103,7 @@ def merge_projections(model: ir.Model) -> ir.Model:
     return model
 
 
-def _projection(node: ir.Node) -> _Projection | None:
+def projection_of(node: ir.Node) -> Projection | None:
     if node.op_type == "Gemm":
         return _gemm(node)
     if node.op_type != "MatMul" or node.outputs[0].is_graph_output():
@@ -98,11 +117,11 @@ def _projection(node: ir.Node) -> _Projection | None:
         add, position = users[0]
         bias = add.inputs[1 - position]
         if _is_bias(bias):
-            return _Projection(nodes=(node, add), weight=weight, transposed=transposed, bias=bias, y=add.outputs[0])
-    return _Projection(nodes=(node,), weight=weight, transposed=transposed, bias=None, y=node.outputs[0])
+            return Projection(nodes=(node, add), weight=weight, transposed=transposed, bias=bias, y=add.outputs[0])
+    return Projection(nodes=(node,), weight=weight, transposed=transposed, bias=None, y=node.outputs[0])
 
 
-def _gemm(node: ir.Node) -> _Projection | None:
+def _gemm(node: ir.Node) -> Projection | None:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     weight = node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -111,7 +130,7 @@ def _gemm(node: ir.Node) -> _Projection | None:
         return None
     assert weight is not None
     transposed = bool(attributes.get("transB", 0))
-    return _Projection(nodes=(node,), weight=weight, transposed=transposed, bias=bias, y=node.outputs[0])
+    return Projection(nodes=(node,), weight=weight, transposed=transposed, bias=bias, y=node.outputs[0])
 
 
 def _weight(value: ir.Value | None) -> tuple[ir.Value, bool] | None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from distill_rt.export.passes.group_norm_moments import group_norm_moments
+from distill_rt.export.passes.projections import merge_projections
 from distill_rt.export.passes.upsampled_conv import transposed_kernel
 from distill_rt.export.rewrites import COMPILE_PASSES
 
@@ -168,6 +169,48 @@ def test_gemms_of_one_input_are_joined() -> None:
     assert sorted(operators(merged)) == ["Gemm", "Gemm", "Split"]
     for got, want in zip(run(merged, x), run(model, x), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_large_products_are_not_joined() -> None:
+    small = merge_projections(projections(), max_elements=7 * 11)
+    assert operators(small).count("Split") == 1
+    large = merge_projections(projections(), max_elements=7 * 11 - 1)
+    assert operators(large) == operators(projections())
+
+
+def gated(axis: int = -1, twice: bool = False) -> ir.Model:
+    """A gated feed-forward layer in two steps with one weight."""
+    nodes, outputs = [], []
+    for i in range(2):
+        nodes += [
+            helper.make_node("Sin" if i else "Cos", ["x"], [f"h{i}"]),
+            helper.make_node("MatMul", [f"h{i}", "w"], [f"m{i}"]),
+            helper.make_node("Add", [f"m{i}", "b"], [f"a{i}"]),
+            helper.make_node("Split", [f"a{i}", "sizes"], [f"u{i}", f"v{i}"], axis=axis),
+            helper.make_node("Sigmoid", [f"v{i}"], [f"s{i}"]),
+            helper.make_node("Mul", [f"u{i}", f"s{i}"], [f"y{i}"]),
+        ]
+        outputs.append(f"y{i}")
+        if twice:
+            nodes.append(helper.make_node("Identity", [f"a{i}"], [f"z{i}"]))
+            outputs.append(f"z{i}")
+    sizes = np.array([3, 3], np.int64)
+    return make(nodes, ["B", 6, 4], {"w": normal(4, 6), "b": normal(6), "sizes": sizes}, outputs)
+
+
+def test_a_split_product_becomes_one_for_each_part() -> None:
+    model, x = gated(), normal(2, 6, 4)
+    split = COMPILE_PASSES["split-projections/1"](model)
+    assert "Split" not in operators(split)
+    assert operators(split).count("MatMul") == 4
+    assert {"w/from0", "w/from3", "b/from0", "b/from3"} <= set(split.graph.initializers)  # once, not for each step
+    for got, want in zip(run(split, x), run(model, x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [gated(axis=1), gated(twice=True)], ids=["other axis", "read twice"])
+def test_other_splits_stay(model: ir.Model) -> None:
+    assert operators(COMPILE_PASSES["split-projections/1"](model)) == operators(model)
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])
