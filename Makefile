@@ -2,6 +2,7 @@
 # make test   the whole test suite            make check   lint, types, tests
 # make gpu-acceptance   everything that only a GPU can confirm (8 minutes)
 # make bench  the benchmarks                  make quality every method against its teacher (an hour)
+# make pareto smaller students, quality against latency (an hour)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find distill_rt kernels training -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi') CMakeLists.txt pyproject.toml
 
-.PHONY: setup demo test check lint typed format bench gpu-acceptance quality wheel develop constraints clean
+.PHONY: setup demo test check lint typed format bench gpu-acceptance quality pareto wheel develop constraints clean
 
 setup: $(VENV)/.installed
 
@@ -57,6 +58,10 @@ gpu-acceptance:
 
 quality: setup
 	$(BIN)/python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md
+
+pareto: setup
+	$(BIN)/python benchmarks/pareto.py --out benchmarks/results/pareto.json
+	$(BIN)/python benchmarks/pareto_report.py benchmarks/results/pareto.json --plot docs/pareto.svg --table docs/methods.md
 
 wheel: setup
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .

@@ -4,10 +4,10 @@ BK-SDM (Kim et al. 2023, arXiv 2305.15798, equation 4) trains ``L_task + L_out +
 few-step student is asked at a handful of states only, and its task is what the big student answers, so here it is
 ``L_out + feature_weight * mean L_feat`` at the times of the contract's own tables. Three laws for the states:
 
-* ``student``: the states of the smaller network's own samples, so that it is taught where its own errors lead (Ross et al.
-  2011, DAgger, arXiv 1011.0686).
-* ``teacher``: the states of the big student's samples. Needs no image.
 * ``data``: noised data at the tables' times, as in BK-SDM.
+* ``teacher``: the states of the big student's samples. Needs no image.
+* ``student``: the states of the smaller network's own samples, so that it is taught where its own errors lead (Ross et al.
+  2011, DAgger, arXiv 1011.0686). docs/log.md has the comparison.
 
 The result has the teacher's contract: the same plans, table for table, and one smaller network.
 """
@@ -57,8 +57,8 @@ class FeatureKD:
     blocks: Blocks = "all"
     features: FeatureLoss = "hint"
     feature_weight: float = 1.0
-    states: Literal["student", "teacher", "data"] = "student"
-    iterations: int = 1500
+    states: Literal["student", "teacher", "data"] = "data"
+    iterations: int = 600
     batch_size: int = 128
     peak_learning_rate: float = 2e-3
     warmup: int = 50
