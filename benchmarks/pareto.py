@@ -6,8 +6,7 @@
 Smaller networks are distilled from the 4-step progressive student (`feature_kd`), measured with the protocol of
 ``make quality`` at their own number of steps, and timed with compiled engines. Rivals are full-size students with fewer
 steps: progressive ones of 2 and 1, and the consistency student by its plans of 2 and 1. Latency is one process, one
-thread, engines in turn, request after request; a ratio is the median over rounds of (this engine / the full student's
-engine in the same round).
+thread, engines in turn (each round starts with another one), request after request; ratios are of medians.
 
 Resumable: students, reference samples, engines and measurements stay in --work; a second call goes on.
 """
@@ -180,27 +179,24 @@ def quality_rows(points: Sequence[Point], seed: int, work: Path) -> list[dict[st
 def time_engines(
     points: Sequence[Point], seed: int, target: str, work: Path, num_rounds: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """By point and number of images: median latency in ms and the ratio to the full student's, with its quartiles."""
+    """By point and number of images: median latency in ms with its quartiles, and the ratio to the full student's."""
     pipelines = {point: drt.load(_engine(make_student(point, seed, work), target)) for point in points}
     result: dict[str, dict[str, dict[str, float]]] = {point.name: {} for point in points}
     for num_images in NUM_IMAGES:
         calls = {point: _request(pipeline, point.steps, num_images) for point, pipeline in pipelines.items()}
         samples: dict[str, list[float]] = {point.name: [] for point in points}
+        turns = list(calls.items())
         for i in range(-20, num_rounds):
-            for point, call in calls.items():
+            turns.append(turns.pop(0))
+            for point, call in turns:
                 started = time.perf_counter()
                 call()
                 if i >= 0:
                     samples[point.name].append(1e3 * (time.perf_counter() - started))
-        full = np.array(samples[FULL])
+        full = float(np.median(samples[FULL]))
         for name, values in samples.items():
-            low, middle, high = np.percentile(np.array(values) / full, (25, 50, 75))
-            result[name][str(num_images)] = {
-                "ms": float(np.median(values)),
-                "ratio": float(middle),
-                "ratio_low": float(low),
-                "ratio_high": float(high),
-            }
+            low, middle, high = (float(value) for value in np.percentile(values, (25, 50, 75)))
+            result[name][str(num_images)] = {"ms": middle, "ms_25": low, "ms_75": high, "ratio": middle / full}
     for pipeline in pipelines.values():
         pipeline.close()
     _say(f"timed {len(points)} students on {target}")

@@ -16,6 +16,12 @@ BEGIN, END = "<!-- pareto:begin -->", "<!-- pareto:end -->"
 AS_FAST = 1.05
 """A rival counts as being as fast up to this factor."""
 
+STYLES = {"full": ("*", "black"), "smaller": ("o", "#4878a8"), "fewer steps": ("s", "#c07000")}
+DISTANCES = {
+    "c2st": "c2st against the teacher (0.5: the same)",
+    "feature_frechet": "feature Frechet distance to the teacher",
+}
+
 Row = dict[str, Any]
 
 
@@ -54,7 +60,9 @@ def table(result: dict[str, Any]) -> str:
         rival = rival_of(row, rows, targets[0]) if row["kind"] == "smaller" else None
         against = ""
         if row["kind"] == "smaller":
-            against = "none is" if rival is None else f"{rival['name']}: {rival['c2st']:.3f}"
+            against = (
+                "none is" if rival is None else f"{rival['name']}: {rival['c2st']:.3f}, {rival['feature_frechet']:.3f}"
+            )
         cells = [row["name"], row["steps"], f"{row['parameters']:,}", f"{row['flops_per_image'] / 1e6:.0f}", *speeds]
         cells += [row["seed"], "yes" if row["passed"] else f"below bar: {', '.join(row['failures'])}"]
         cells += [f"{row['c2st']:.3f}", f"{row['feature_frechet']:.3f}", against]
@@ -71,7 +79,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """One panel per target: c2st over relative latency, both seeds; hollow is below the bar."""
+    """Two distances over relative latency, a column per target, all seeds; hollow is below the bar."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "pareto"  # equal results give equal files
@@ -80,31 +88,48 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     rows: list[Row] = result["rows"]
     targets = list(rows[0]["latency"])
-    figure = Figure(figsize=(5.2 * len(targets), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(targets), 7.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
-    styles = {"full": ("*", "black"), "smaller": ("o", "#4878a8"), "fewer steps": ("s", "#c07000")}
-    for axis, target in zip(axes, targets, strict=True):
-        for kind, (marker, colour) in styles.items():
-            for row in (r for r in rows if r["kind"] == kind):
-                at = row["latency"][target]["1"]["ratio"]
-                face = colour if row["passed"] else "none"
-                axis.plot(
-                    at, row["c2st"], marker, color=colour, markerfacecolor=face, markersize=12 if marker == "*" else 7
-                )
-            axis.plot([], [], marker, color=colour, label=kind)
-        for name in dict.fromkeys(row["name"] for row in rows):
-            same = [row for row in rows if row["name"] == name]
-            spot = (same[0]["latency"][target]["1"]["ratio"], max(row["c2st"] for row in same))
-            axis.annotate(name, spot, xytext=(4, 5), textcoords="offset points", fontsize=8)
-        axis.axhline(float(np.mean([row["floor"]["c2st"] for row in rows])), color="grey", linewidth=0.8, linestyle=":")
+    axes = figure.subplots(len(DISTANCES), len(targets), sharex=True, sharey="row", squeeze=False)
+    for row_of_axes, (measure, label) in zip(axes, DISTANCES.items(), strict=True):
+        for axis, target in zip(row_of_axes, targets, strict=True):
+            _panel(axis, rows, target, measure)
+        row_of_axes[0].set_ylabel(label)
+    for axis, target in zip(axes[0], targets, strict=True):
         axis.set_title(f"{target}, one image, one thread", fontsize=10)
+    for axis in axes[-1]:
         axis.set_xlabel("latency, full student = 1")
-        axis.set_xlim(0.0, 1.15)
-    axes[0].set_ylabel("c2st against the teacher (0.5 is indistinguishable)")
-    axes[-1].legend(frameon=False, fontsize=9)
-    figure.suptitle("digits: small networks of 4 steps, full ones of fewer steps; hollow is below the bar", fontsize=10)
+        axis.set_xlim(0.15, 1.1)
+    axes[0][-1].legend(frameon=False, fontsize=9)
+    figure.suptitle(
+        "digits: small networks of 4 steps, full ones of fewer steps; dotted: the teacher itself", fontsize=10
+    )
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _panel(axis: Any, rows: list[Row], target: str, measure: str) -> None:
+    for kind, (marker, colour) in STYLES.items():
+        for row in (r for r in rows if r["kind"] == kind):
+            face = colour if row["passed"] else "none"
+            at = row["latency"][target]["1"]["ratio"]
+            axis.plot(
+                at, row[measure], marker, color=colour, markerfacecolor=face, markersize=12 if kind == "full" else 7
+            )
+        axis.plot([], [], marker, color=colour, label=kind)
+    for i, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+        same = [row for row in rows if row["name"] == name]
+        spot = (same[0]["latency"][target]["1"]["ratio"], max(row[measure] for row in same))
+        left, below = i % 2 == 0, i // 2 % 2 == 1  # neighbours of one curve write to different sides
+        axis.annotate(
+            name,
+            spot,
+            xytext=(-5 if left else 5, -11 if below else 5),
+            textcoords="offset points",
+            fontsize=8,
+            ha="right" if left else "left",
+        )
+    axis.axhline(float(np.mean([row["floor"][measure] for row in rows])), color="grey", linewidth=0.8, linestyle=":")
+    axis.margins(y=0.12)
 
 
 if __name__ == "__main__":
