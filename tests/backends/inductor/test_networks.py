@@ -164,28 +164,10 @@ def _export(name: str, directory: Path) -> tuple[Path, Component]:
         TensorSpec(name=f"x{i}", dtype=dtype, shape=("B", *shape))  # type: ignore[arg-type]
         for i, (dtype, shape) in enumerate(shapes)
     )
-    example = tuple(torch.from_numpy(array) for array in onnx_graph.example_inputs(inputs, 3).values())
-    with onnx_graph._quiet():
-        program = torch.onnx.export(
-            network,
-            example,
-            dynamo=True,
-            opset_version=onnx_graph.OPSET,
-            input_names=[tensor.name for tensor in inputs],
-            output_names=["y"],
-            dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),),
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    weights = [name for name, _ in [*network.named_parameters(), *network.named_buffers()]]
-    onnx_graph._clean(program.model, set(weights))
-    onnx_graph._save(program.model, directory / "network.onnx", onnx_graph.SINGLE_FILE_LIMIT_BYTES)
-    kept = {name: name for name in weights if name in program.model.graph.initializers}
-    outputs = (TensorSpec(name="y", dtype="float32", shape=("B",)),)
-    return directory / "network.onnx", Component(
-        file="network.onnx", inputs=inputs, outputs=outputs, opset=21, initializers=kept
-    )
+    example = onnx_graph.example_inputs(inputs, 3)
+    y = onnx_graph.evaluate(network, inputs, example)
+    outputs = (TensorSpec(name="y", dtype="float32", shape=("B", *y.shape[1:])),)
+    return directory / "network.onnx", onnx_graph.export_component(network, inputs, outputs, directory, "network.onnx")
 
 
 def inputs_for(component: Component, batch: int) -> dict[str, Array]:
