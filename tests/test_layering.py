@@ -57,6 +57,7 @@ HOMES = {
         (),
     ),
     "openvino": (("distill_rt/backends/openvino.py",), ()),
+    "nncf": (("distill_rt/export/quantize/",), ()),
     "tensorrt": ((), ()),
     "triton": (("distill_rt/kernels/triton/",), ("distill_rt/kernels/triton/",)),
     "cuda": (("distill_rt/kernels/", "distill_rt/backends/cuda/"), ()),

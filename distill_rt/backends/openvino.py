@@ -95,7 +95,7 @@ class OpenVINO:
         }
 
     def fingerprint_parts(self, options: CompileOptions) -> dict[str, Any]:
-        ov = _import_openvino()
+        ov = import_openvino()
         return {
             "compiler": f"openvino {ov.get_version()}",
             "processor": processor.identity(),
@@ -113,7 +113,7 @@ class OpenVINO:
     ) -> tuple[str, ...]:
         self.check(options)
         (batch,) = batches
-        ov = _import_openvino()
+        ov = import_openvino()
         core = ov.Core()
         try:
             model = core.read_model(str(onnx_path))
@@ -142,7 +142,7 @@ class OpenVINO:
         batch: int,
         options: CompileOptions,
     ) -> OpenVINOProgram:
-        ov = _import_openvino()
+        ov = import_openvino()
         path = directory / files[0]
         try:
             # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them.
@@ -207,7 +207,7 @@ def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> No
         model.add_outputs(list(features.values()))
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without its model converter, whose import doubles the time and reports the use of the package.
 
     `openvino/__init__.py` imports `openvino.tools.ovc` where it can be imported; that starts a process which sends an

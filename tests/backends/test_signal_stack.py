@@ -12,9 +12,9 @@ from distill_rt.core.optional import installed
 PROGRAM = """
 import ctypes, signal, sys
 import numpy as np
-from distill_rt.backends.openvino import _import_openvino
+from distill_rt.backends.openvino import import_openvino
 from distill_rt.backends.signal_stack import kept_signal_stack
-ov = _import_openvino()
+ov = import_openvino()
 from openvino import opset13 as ops
 
 class Stack(ctypes.Structure):
