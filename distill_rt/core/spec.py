@@ -21,6 +21,7 @@ __all__ = ["Condition", "Decoder", "Dtype", "Guidance", "NetworkSpec", "StudentS
 
 TEXT_ENCODER = "text_encoder"
 DECODER = "decoder"
+TRAJECTORY = "trajectory"
 Tensors = tuple[TensorSpec, ...]
 
 
@@ -149,6 +150,25 @@ class StudentSpec:
             image = TensorSpec(name="image", dtype="float32", shape=("B", *self.image_shape))
             parts[DECODER] = ((latent,), (image,))
         return parts
+
+    def trajectory(self, steps: int) -> dict[str, tuple[Tensors, Tensors]]:
+        """Like `components`, of a student whose graphs are one: a whole plan from unit noise to pixels.
+
+        Inputs: ``noise`` and, for every stream that rows draw from, ``noise_<stream>``: unit noise float32 (B, *sample_shape);
+        then ``label`` int64 (B,) or ``tokens`` int64 (B, L); then ``guidance`` float32 (B,) unless there is none. Output:
+        ``images`` uint8 (B, H, W, C).
+        """
+        noise = ["noise", *(f"noise_{stream}" for stream in self.plans[steps].streams)]
+        inputs = [TensorSpec(name=name, dtype="float32", shape=("B", *self.sample_shape)) for name in noise]
+        if self.condition.kind == "label":
+            inputs.append(TensorSpec(name="label", dtype="int64", shape=("B",)))
+        if self.condition.kind == "text":
+            inputs.append(TensorSpec(name="tokens", dtype="int64", shape=("B", self.condition.num_tokens)))
+        if self.guidance.mode != "none":
+            inputs.append(TensorSpec(name="guidance", dtype="float32", shape=("B",)))
+        channels, height, width = self.image_shape
+        images = TensorSpec(name="images", dtype="uint8", shape=("B", height, width, channels))
+        return {TRAJECTORY: (tuple(inputs), (images,))}
 
     @property
     def _text(self) -> TensorSpec:

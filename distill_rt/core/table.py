@@ -129,6 +129,11 @@ class StepTable:
         return any(row.n != 0.0 for row in self.rows)
 
     @property
+    def streams(self) -> tuple[int, ...]:
+        """Noise streams that rows draw from, ascending; the initial noise is not among them."""
+        return tuple(sorted({row.stream for row in self.rows if row.n}))
+
+    @property
     def uses_second_time(self) -> bool:
         return any(row.second_time is not None for row in self.rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from distill_rt.core.spec import StudentSpec
@@ -21,14 +21,16 @@ TRAJECTORY_PASSES = (SHARE, FOLD, SHARE, REMOVE_DEAD)
 """Sharing first: what all rows have in common is then folded once; and again, for what folding has made equal."""
 
 
-def trajectory_model(networks: Sequence[ir.Model], spec: StudentSpec, steps: int, *, pixels: bool = True) -> ir.Model:
+def trajectory_model(
+    components: Mapping[str, ir.Model], spec: StudentSpec, steps: int, *, pixels: bool = True
+) -> ir.Model:
     """All rows of a plan as one graph, see `distill_rt.export.passes.unroll.unroll` for its inputs and outputs.
 
     Args:
-        networks: one graph per network of the contract; they stay as they are, and weights are shared with them.
+        components: the graphs of `spec.components()`; they stay as they are, and weights are shared with them.
         steps: a key of `spec.plans`.
     """
-    return run_passes(unroll(networks, spec, steps, pixels=pixels), TRAJECTORY_PASSES)
+    return run_passes(unroll(components, spec, steps, pixels=pixels), TRAJECTORY_PASSES)
 
 
 def trajectory_recipe() -> str:

@@ -63,7 +63,7 @@ def _following(graph: ir.Graph) -> dict[ir.Value, None]:
     fixed = {value for value in graph.initializers.values() if value not in follows}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
-        if _batch_shape(node) is not None:
+        if _shape_at(node, 1) is not None:
             follows.update(dict.fromkeys(node.outputs))
         elif all(value in fixed for value in inputs):
             fixed.update(node.outputs)
@@ -72,13 +72,18 @@ def _following(graph: ir.Graph) -> dict[ir.Value, None]:
     return follows
 
 
-def _batch_shape(node: ir.Node) -> tuple[str, list[int]] | None:
-    """For a Shape of which only the batch is unknown: the name of the batch and the other dimensions."""
+def _shape_at(node: ir.Node, num_images: int) -> Array | None:
+    """What a Shape gives for a number of images; None for other operators, or if more than the batch is unknown."""
     shape = node.inputs[0].shape if node.op_type == "Shape" and node.inputs[0] is not None else None
-    if shape is None or len(shape) == 0 or not all(isinstance(dim, int) for dim in shape[1:]):
+    if shape is None:
         return None
-    batch = shape[0] if isinstance(shape[0], int) else str(shape[0])
-    return (batch, [int(dim) for dim in shape[1:]]) if batch in ("B", "N") else None
+    rows = {"B": num_images, "N": 2 * num_images}
+    dims = [dim if isinstance(dim, int) else rows.get(str(dim)) if i == 0 else None for i, dim in enumerate(shape)]
+    if None in dims:
+        return None
+    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+    end = node.attributes["end"].as_int() if "end" in node.attributes else len(dims)
+    return np.array(dims[start:end], np.int64)
 
 
 def _leaves(value: ir.Value, follows: Mapping[ir.Value, None]) -> bool:
@@ -105,8 +110,7 @@ def _evaluate(
     ir = require("onnx_ir", extra="export")
     ort = require("onnxruntime", extra="export")
     needed = _ancestors(wanted)
-    shapes = {node.outputs[0]: _batch_shape(node) for node in needed if node.outputs[0] in follows}
-    feeds = {value: shape for value, shape in shapes.items() if shape is not None}
+    feeds = [node.outputs[0] for node in needed if _shape_at(node, 1) is not None]
     graph = GraphWriter([])
     values: dict[Any, Any] = {}
     for number, value in enumerate(feeds):
@@ -135,13 +139,7 @@ def _evaluate(
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         runs = []
         for batch in PROBES:
-            inputs = {}
-            for value, (symbol, dims) in feeds.items():
-                full = np.array([batch * (2 if symbol == "N" else 1), *dims], np.int64)
-                attributes = value.producer().attributes
-                start = attributes["start"].as_int() if "start" in attributes else 0
-                end = attributes["end"].as_int() if "end" in attributes else len(full)
-                inputs[values[value].name] = full[start:end]
+            inputs = {str(values[value].name): _shape_at(value.producer(), batch) for value in feeds}
             runs.append(session.run(None, inputs))
     return list(zip(*runs, strict=True))
 

@@ -9,14 +9,14 @@ Legend: B images, N evaluations per network call (2B under cfg: [uncond, cond]).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill_rt.core.optional import require
-from distill_rt.core.spec import Dtype, StudentSpec, TensorSpec
-from distill_rt.core.table import Row, StepTable
+from distill_rt.core.spec import DECODER, TEXT_ENCODER, Dtype, StudentSpec, TensorSpec
+from distill_rt.core.table import Row
 from distill_rt.export.passes.row_graph import State, combine_guidance, run_row, scaled, to_pixels
 from distill_rt.export.passes.writer import GraphWriter, declare
 
@@ -29,48 +29,28 @@ GIVEN = "given/"
 """Prefix of the constants that a row fixes."""
 
 
-def trajectory_inputs(spec: StudentSpec, steps: int) -> tuple[TensorSpec, ...]:
-    """Inputs of the trajectory graph of a plan: noise of every stream it draws, then what a request chooses."""
-    streams = sorted({row.stream for row in spec.plans[steps].rows if row.n})
-    image = ("B", *spec.sample_shape)
-    inputs = [TensorSpec(name="noise", dtype="float32", shape=image)]
-    inputs += [TensorSpec(name=f"noise_{stream}", dtype="float32", shape=image) for stream in streams]
-    if spec.condition.kind == "label":
-        inputs.append(TensorSpec(name="label", dtype="int64", shape=("B",)))
-    if spec.guidance.mode != "none":
-        inputs.append(TensorSpec(name="guidance", dtype="float32", shape=("B",)))
-    return tuple(inputs)
-
-
-def trajectory_outputs(spec: StudentSpec) -> tuple[TensorSpec, ...]:
-    channels, height, width = spec.sample_shape
-    return (TensorSpec(name="images", dtype="uint8", shape=("B", height, width, channels)),)
-
-
-def unroll(networks: Sequence[ir.Model], spec: StudentSpec, steps: int, *, pixels: bool = True) -> ir.Model:
+def unroll(components: Mapping[str, ir.Model], spec: StudentSpec, steps: int, *, pixels: bool = True) -> ir.Model:
     """One graph of a whole plan.
 
     Args:
-        networks: one graph per network of the contract, inputs `spec.network_inputs()`; they stay as they are.
+        components: the graphs of `spec.components()`; they stay as they are.
         steps: a key of `spec.plans`.
         pixels: False ends with float32 ``images`` (B, C, H, W) before the conversion to bytes, to compare with.
 
     Returns:
-        Inputs `trajectory_inputs`, output `trajectory_outputs`. Weights are shared with `networks`, named
-        ``network<i>.<name>``.
+        Inputs and output of `spec.trajectory(steps)`. Weights are shared with `components` and named ``<component>.<name>``.
 
     Raises:
-        ArtifactError: a network has branches or loops.
+        ArtifactError: a component has branches or loops.
     """
-    return _Unroller(networks, spec, spec.plans[steps], trajectory_inputs(spec, steps)).run(pixels)
+    return _Unroller(components, spec, steps).run(pixels)
 
 
 class _Unroller:
-    def __init__(
-        self, networks: Sequence[ir.Model], spec: StudentSpec, table: StepTable, inputs: Sequence[TensorSpec]
-    ) -> None:
+    def __init__(self, components: Mapping[str, ir.Model], spec: StudentSpec, steps: int) -> None:
         self._ir = require("onnx_ir", extra="export")
-        self.networks, self.spec, self.table = networks, spec, table
+        self.components, self.spec, self.table = components, spec, spec.plans[steps]
+        ((inputs, (self.output,)),) = spec.trajectory(steps).values()
         self.inputs = {tensor.name: self._input(tensor) for tensor in inputs}
         self.graph = GraphWriter(list(self.inputs.values()))
         self.cfg = spec.guidance.mode == "cfg"
@@ -87,16 +67,17 @@ class _Unroller:
             z = self.inputs[f"noise_{row.stream}"] if row.n else None
             state = run_row(graph, row, state, F, z, num_elements=num_elements, keeps_x0=bool(table.num_history))
         graph.scope = "images/"
-        images = to_pixels(graph, state.x) if pixels else graph.op("Identity", state.x)
-        (output,) = trajectory_outputs(self.spec)
-        declare(images, output if pixels else _float("B", *self.spec.sample_shape))
-        images.name = output.name
-        first = self.networks[0]
+        images = state.x if self.spec.decoder is None else self._copy(DECODER, {"latent": state.x}, "B")
+        images = to_pixels(graph, images) if pixels else graph.op("Identity", images)
+        declare(images, self.output if pixels else _float("B", *self.spec.image_shape))
+        images.name = self.output.name
+        opsets = {model.opset_imports[""] for model in self.components.values()}
+        assert len(opsets) == 1, opsets  # one exporter wrote them all
         return graph.model(
             [images],
             name=f"{len(table.rows)}-row trajectory",
-            opset=max(model.opset_imports[""] for model in self.networks),
-            ir_version=first.ir_version,
+            opset=opsets.pop(),
+            ir_version=max(model.ir_version for model in self.components.values()),
         )
 
     def _conditions(self) -> dict[str, ir.Value]:
@@ -111,6 +92,20 @@ class _Unroller:
                 null = self._spread("null_label", np.array([self.spec.condition.null_label], np.int64), "B")
                 label = graph.op("Concat", null, label, axis=0, like=TensorSpec(name="", dtype="int64", shape=("N",)))
             conditions["label"] = label
+        if "tokens" in self.inputs:
+            text = self._copy(TEXT_ENCODER, {"tokens": self.inputs["tokens"]}, "B")
+            if self.cfg:
+                _, length, width = text_shape = ("N", self.spec.condition.num_tokens, self.spec.condition.width)
+                graph.scope = "null_text/"
+                tokens = np.array([self.spec.condition.null_tokens], np.int64)
+                null = self._copy(
+                    TEXT_ENCODER, {"tokens": graph.initializer(f"{GIVEN}null_tokens", self._ir.tensor(tokens))}, 1
+                )
+                graph.scope = "condition/"
+                target = graph.op("Concat", self._rows("B"), graph.constant([length, width], np.int64), axis=0)
+                null = graph.op("Expand", null, target, like=_float("B", length, width))
+                text = graph.op("Concat", null, text, axis=0, like=_float(*text_shape))
+            conditions["text"] = text
         if self.spec.guidance.mode == "embedded":
             conditions["guidance"] = self.inputs["guidance"]
         return conditions
@@ -126,21 +121,27 @@ class _Unroller:
         feeds["time"] = self._spread(f"row{i}/time", np.array([row.time], np.float32), self.batch)
         if self.spec.uses_second_time:
             feeds["second_time"] = self._spread(f"row{i}/second_time", np.array([second_time], np.float32), self.batch)
-        source = self.networks[row.net_id].graph
-        (F,) = graph.copy(source, feeds, f"network{row.net_id}.", self.batch).values()
+        F = self._copy(f"network{row.net_id}", feeds, self.batch)
         if not self.cfg:
             return F
         return combine_guidance(graph, F, self.inputs["guidance"], rescale=self.spec.guidance.rescale)
 
+    def _copy(self, component: str, feeds: Mapping[str, ir.Value], batch: str | int) -> ir.Value:
+        """The output of one more copy of a component."""
+        (output,) = self.graph.copy(self.components[component].graph, feeds, f"{component}.", batch).values()
+        return output
+
+    def _rows(self, batch: str) -> ir.Value:
+        """The number of images or evaluations, shape (1,)."""
+        rows: ir.Value = self.graph.op("Shape", self.inputs["noise"], start=0, end=1)
+        return self.graph.op("Mul", rows, self.graph.constant([2], np.int64)) if batch == "N" else rows
+
     def _spread(self, name: str, value: Any, batch: str) -> ir.Value:
         """A constant with one row, once per image or per evaluation."""
         constant = self.graph.initializer(GIVEN + name, self._ir.tensor(value))
-        rows = self.graph.op("Shape", self.inputs["noise"], start=0, end=1)
-        if batch == "N":
-            rows = self.graph.op("Mul", rows, self.graph.constant([2], np.int64))
         dtype: Dtype = "int64" if value.dtype == np.int64 else "float32"
         spread = TensorSpec(name="", dtype=dtype, shape=(batch, *value.shape[1:]))
-        result: ir.Value = self.graph.op("Expand", constant, rows, like=spread)
+        result: ir.Value = self.graph.op("Expand", constant, self._rows(batch), like=spread)
         return result
 
     def _input(self, tensor: TensorSpec) -> ir.Value:

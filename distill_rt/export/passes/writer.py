@@ -82,13 +82,15 @@ class GraphWriter:
         self.initializers[name] = value
         return value
 
-    def copy(self, source: ir.Graph, inputs: Mapping[str, ir.Value], prefix: str, batch: str) -> dict[str, ir.Value]:
+    def copy(
+        self, source: ir.Graph, inputs: Mapping[str, ir.Value], prefix: str, batch: str | int
+    ) -> dict[str, ir.Value]:
         """The nodes of another graph on other inputs; weights are not copied but shared by all copies with this prefix.
 
         Args:
             inputs: value for each input of `source`, by name.
             prefix: of the names of its weights, such as ``network0.``; nodes are named after `scope`.
-            batch: name of the first dimension in this graph.
+            batch: the first dimension in this graph, a name or a number.
 
         Returns:
             Its outputs by name.
@@ -104,7 +106,7 @@ class GraphWriter:
             self.copy_node(node, values, batch)
         return {str(value.name): values[value] for value in source.outputs}
 
-    def copy_node(self, node: ir.Node, values: dict[ir.Value, ir.Value], batch: str) -> None:
+    def copy_node(self, node: ir.Node, values: dict[ir.Value, ir.Value], batch: str | int) -> None:
         """Append a copy of a node; `values` maps the values of its graph to those of this one, and learns its outputs."""
         graphs = (self._ir.AttributeType.GRAPH, self._ir.AttributeType.GRAPHS)
         if any(attribute.type in graphs for attribute in node.attributes.values()):
@@ -130,7 +132,7 @@ class GraphWriter:
             values[old] = new
         self.nodes.append(copied)
 
-    def _rename_batch(self, shape: ir.Shape, batch: str) -> ir.Shape:
+    def _rename_batch(self, shape: ir.Shape, batch: str | int) -> ir.Shape:
         """Only the first dimension can be the batch; an expression of it elsewhere is left unknown."""
         dims = [
             dim if isinstance(dim, int) else batch if i == 0 and str(dim) == "B" else None

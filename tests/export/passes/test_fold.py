@@ -23,7 +23,7 @@ def operators(model: ir.Model) -> Counter[str]:
 def test_the_time_embedding_is_a_constant(guidance: GuidanceMode) -> None:
     spec = make_spec(guidance)
     step = make_ir(make_model(spec))
-    model = trajectory_model([step], spec, 4)
+    model = trajectory_model({"network0": step}, spec, 4)
     counts = operators(model)
     assert counts["Sin"] == counts["Cos"] == 0
     assert counts["Conv"] == 8
@@ -86,7 +86,7 @@ def test_what_depends_on_the_batch_itself_is_left_alone() -> None:
 
 def test_large_values_are_left_alone() -> None:
     spec = make_spec("none")
-    model = share_subexpressions(trajectory_model([make_ir(make_model(spec))], spec, 4))
+    model = share_subexpressions(trajectory_model({"network0": make_ir(make_model(spec))}, spec, 4))
     unfolded = remove_dead(fold_given(model.clone(), size_limit_bytes=8))
     assert operators(unfolded) == operators(model)
 

@@ -19,7 +19,7 @@ from distill_rt.core.errors import ArtifactError
 from distill_rt.core.noise import unit_noise
 from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
 from distill_rt.core.table import StepTable
-from distill_rt.export.passes.unroll import trajectory_inputs, trajectory_outputs, unroll
+from distill_rt.export.passes.unroll import unroll
 from distill_rt.export.trajectory import run_plan
 from distill_rt.export.trajectory_graph import trajectory_model
 from distill_rt.kernels.reference import to_uint8
@@ -55,11 +55,12 @@ def feeds(
     spec: StudentSpec, seeds: Sequence[int], labels: Sequence[int], guidance: Sequence[float]
 ) -> dict[str, Array]:
     values: dict[str, Array] = {"label": np.array(labels, np.int64), "guidance": np.array(guidance, np.float32)}
-    for tensor in trajectory_inputs(spec, STEPS):
+    ((inputs, _),) = spec.trajectory(STEPS).values()
+    for tensor in inputs:
         if tensor.name.startswith("noise"):
             stream = int(tensor.name.removeprefix("noise").removeprefix("_") or 0)
             values[tensor.name] = unit_noise(seeds, spec.sample_shape, stream)
-    return {tensor.name: values[tensor.name] for tensor in trajectory_inputs(spec, STEPS)}
+    return {tensor.name: values[tensor.name] for tensor in inputs}
 
 
 def assert_equal_to_step_mode(spec: StudentSpec, networks: Sequence[onnx.ModelProto], trajectory: ir.Model) -> None:
@@ -92,21 +93,26 @@ def test_equal_to_step_mode(name: str, guidance: GuidanceMode) -> None:
     spec = make_student(TABLES[name], guidance)
     network = make_model(spec)
     model = make_ir(network)
-    assert_equal_to_step_mode(spec, [network], unroll([model], spec, STEPS, pixels=False))
-    assert_equal_to_step_mode(spec, [network], trajectory_model([model], spec, STEPS, pixels=False))
+    assert_equal_to_step_mode(spec, [network], unroll({"network0": model}, spec, STEPS, pixels=False))
+    assert_equal_to_step_mode(spec, [network], trajectory_model({"network0": model}, spec, STEPS, pixels=False))
 
 
 def test_rescaled_guidance() -> None:
     spec = make_student(TABLES["ddim"], "cfg", rescale=0.7)
     network = make_model(spec)
-    assert_equal_to_step_mode(spec, [network], trajectory_model([make_ir(network)], spec, STEPS, pixels=False))
+    assert_equal_to_step_mode(
+        spec, [network], trajectory_model({"network0": make_ir(network)}, spec, STEPS, pixels=False)
+    )
 
 
 def test_without_a_condition() -> None:
     spec = make_student(TABLES["lcm"], label=False)
     network = make_model(spec)
-    assert [tensor.name for tensor in trajectory_inputs(spec, STEPS)] == ["noise", "noise_1", "noise_2", "noise_3"]
-    assert_equal_to_step_mode(spec, [network], trajectory_model([make_ir(network)], spec, STEPS, pixels=False))
+    ((inputs, _),) = spec.trajectory(STEPS).values()
+    assert [tensor.name for tensor in inputs] == ["noise", "noise_1", "noise_2", "noise_3"]
+    assert_equal_to_step_mode(
+        spec, [network], trajectory_model({"network0": make_ir(network)}, spec, STEPS, pixels=False)
+    )
 
 
 def test_rows_of_several_networks() -> None:
@@ -119,7 +125,9 @@ def test_rows_of_several_networks() -> None:
         networks=(NetworkSpec(kind="handmade"),) * 2,
     )
     networks = [make_model(spec, seed=seed) for seed in (0, 1)]
-    model = trajectory_model([make_ir(network) for network in networks], spec, STEPS, pixels=False)
+    model = trajectory_model(
+        {f"network{i}": make_ir(network) for i, network in enumerate(networks)}, spec, STEPS, pixels=False
+    )
     assert {name.split(".")[0] for name in model.graph.initializers if "conv" in name} == {"network0", "network1"}
     assert_equal_to_step_mode(spec, networks, model)
 
@@ -128,14 +136,14 @@ def test_rows_of_several_networks() -> None:
 def test_inputs_outputs_and_pixels(guidance: GuidanceMode) -> None:
     spec = make_student(TABLES["lcm"], guidance)
     step = make_ir(make_model(spec))
-    model = trajectory_model([step], spec, STEPS)
-    inputs, outputs = trajectory_inputs(spec, STEPS), trajectory_outputs(spec)
+    model = trajectory_model({"network0": step}, spec, STEPS)
+    ((inputs, outputs),) = spec.trajectory(STEPS).values()
     assert [value.name for value in model.graph.inputs] == [tensor.name for tensor in inputs]
     for value, tensor in zip([*model.graph.inputs, *model.graph.outputs], [*inputs, *outputs], strict=True):
         assert value.shape is not None
         assert tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape) == tensor.shape
     values = feeds(spec, (1, 2), (0, 2), (1.0, 3.0))
-    (x_BCHW,) = session(trajectory_model([step], spec, STEPS, pixels=False)).run(None, values)
+    (x_BCHW,) = session(trajectory_model({"network0": step}, spec, STEPS, pixels=False)).run(None, values)
     (images,) = session(model).run(None, values)
     np.testing.assert_array_equal(images, to_uint8(x_BCHW))
 
@@ -146,7 +154,7 @@ def test_pixels_of_every_value() -> None:
     table = StepTable(rows=(TABLES["every column"].rows[4],))
     spec = dataclasses.replace(make_student(table), guidance=Guidance())
     noise = (x / np.float32(table.rows[0].r)).reshape(1, 1, 4, 4)
-    model = trajectory_model([make_ir(make_model(spec))], spec, STEPS)
+    model = trajectory_model({"network0": make_ir(make_model(spec))}, spec, STEPS)
     (images,) = session(model).run(None, {"noise": noise, "label": np.array([0])})
     np.testing.assert_array_equal(images, to_uint8(np.float32(table.rows[0].r) * noise))
 
@@ -155,7 +163,7 @@ def test_weights_exist_once_and_the_network_stays_as_it_is() -> None:
     spec = make_student(TABLES["ddim"])
     step = make_ir(make_model(spec))
     before = ir.to_proto(step).SerializeToString()
-    model = unroll([step], spec, STEPS)
+    model = unroll({"network0": step}, spec, STEPS)
     assert ir.to_proto(step).SerializeToString() == before
     for name, value in step.graph.initializers.items():
         assert model.graph.initializers[f"network0.{name}"].const_value is value.const_value
@@ -169,4 +177,4 @@ def test_branches_are_refused() -> None:
     body = ir.Graph([], [], nodes=[], name="body")
     step.graph.insert_before(last, ir.node("If", [last.inputs[0]], {"then_branch": body}, name="choice"))
     with pytest.raises(ArtifactError, match=r"If \(choice\)"):
-        unroll([step], spec, STEPS)
+        unroll({"network0": step}, spec, STEPS)
