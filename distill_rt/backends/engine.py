@@ -55,7 +55,7 @@ class Engine:
         self, component: str, num_images: int
     ) -> tuple[Path, tuple[str, ...], Tensors, Tensors, int, CompileOptions]:
         (compiled,) = (item for item in self.body.components[component] if item.batch == num_images)
-        inputs, outputs = self.body.spec.components()[component]
+        inputs, outputs = self.body.parts[component]
         batch = component_batch(self.body.spec, component, num_images)
         return self.directory, compiled.files, inputs, outputs, batch, self.options
 
@@ -98,8 +98,8 @@ def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> 
     problem = ""
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         problem = f"options.num_threads must be a positive integer, got {threads!r}"
-    elif set(body.components) != set(body.spec.components()):
-        problem = f"components must be {', '.join(body.spec.components())}, as the contract says"
+    elif set(body.components) != set(body.parts):
+        problem = f"components must be {', '.join(body.parts)}, as the contract says for mode {body.mode}"
     elif not body.batches or any(not _complete(name, body) for name in body.components):
         problem = "every component must be compiled for every one of batches"
     elif not all(item.files and set(item.files) <= listed for items in body.components.values() for item in items):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from distill_rt.core.spec import StudentSpec, TensorSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Mode = Literal["step"]
+Mode = Literal["step", "trajectory"]
+Tensors = tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +51,29 @@ class Component:
 class BundleBody:
     """bundle.json: a student as graphs, with golden inputs and outputs computed by the student in float32.
 
-    Components are those of `StudentSpec.components`; `tokenizer` is the file of a text condition.
+    Components are those of `parts`; `tokenizer` is the file of a text condition.
+
+    Args:
+        mode: ``step``: the components of the contract, every plan; ``trajectory``: one plan as one graph.
+        steps: that plan; None in step mode.
     """
 
     spec: StudentSpec
     student_digest: str
     mode: Mode
+    steps: int | None = None
     components: dict[str, Component]
     golden: str
     tokenizer: str | None = None
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_mode(self.mode, self.steps, self.spec)
+
+    @property
+    def parts(self) -> dict[str, tuple[Tensors, Tensors]]:
+        """Inputs and outputs of every component."""
+        return mode_parts(self.spec, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +118,7 @@ class EngineBody:
         precision: of the arithmetic inside of the networks.
         fingerprint: sha256 over everything that decides what the engine computes (`distill_rt.backends.fingerprint`).
         fingerprint_parts: what went into it, so that a refusal can name the part that differs.
+        mode, steps: those of the bundle.
         batches: numbers of images with a compiled component, ascending.
         components: name -> one compiled component per batch size (the text encoder: `compiled_batches`).
         gate: the report of the gate that let it pass; None if it was built on a machine that cannot run it. The runtime
@@ -120,6 +135,8 @@ class EngineBody:
     precision: Precision
     fingerprint: str
     fingerprint_parts: dict[str, Any]
+    mode: Mode = "step"
+    steps: int | None = None
     batches: tuple[int, ...]
     components: dict[str, tuple[Compiled, ...]]
     gate: GateReport | None
@@ -127,3 +144,23 @@ class EngineBody:
     tokenizer: str | None = None
     build_seconds: float
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_mode(self.mode, self.steps, self.spec)
+
+    @property
+    def parts(self) -> dict[str, tuple[Tensors, Tensors]]:
+        """Inputs and outputs of every component."""
+        return mode_parts(self.spec, self.steps)
+
+
+def mode_parts(spec: StudentSpec, steps: int | None) -> dict[str, tuple[Tensors, Tensors]]:
+    """Inputs and outputs of the components of a bundle or engine: of the contract, or of the trajectory of one plan."""
+    return spec.components() if steps is None else spec.trajectory(steps)
+
+
+def _check_mode(mode: Mode, steps: int | None, spec: StudentSpec) -> None:
+    if (mode == "trajectory") != (steps is not None):
+        raise ValueError(f"mode {mode} cannot have steps {steps}: a trajectory is of one plan, step mode of all")
+    if steps is not None and steps not in spec.plans:
+        raise ValueError(f"steps {steps} is not among the plans {sorted(spec.plans)}")

@@ -37,9 +37,9 @@ def _open(directory: Path) -> Bundle:
     if body.tokenizer is not None:
         named.add(body.tokenizer)
     problem = ""
-    parts = body.spec.components()
+    parts = body.parts
     if set(body.components) != set(parts):
-        problem = f"components must be {', '.join(parts)}, as the contract says"
+        problem = f"components must be {', '.join(parts)}, as the contract says for mode {body.mode}"
     elif any((component.inputs, component.outputs) != parts[name] for name, component in body.components.items()):
         problem = "inputs and outputs of the components must be those of the contract"
     elif (body.tokenizer is None) != (body.spec.condition.kind != "text"):

@@ -18,14 +18,15 @@ from distill_rt.core.artifacts import Compiled, EngineBody, Precision
 from distill_rt.core.directory import publish, refuse_existing
 from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 from distill_rt.core.manifest import write_manifest
+from distill_rt.core.spec import TRAJECTORY
 from distill_rt.export.activations import peak_activation_bytes
 from distill_rt.export.bundle import Bundle, open_bundle
 from distill_rt.export.exactness import same_bits
-from distill_rt.export.gate import run_gate
 from distill_rt.export.golden import GOLDEN_FILE, Golden, load_golden, save_golden
 from distill_rt.export.precision import typed_graph
 from distill_rt.export.progress import Progress, silent
 from distill_rt.export.rewrites import rewrite_graph
+from distill_rt.export.trajectory_gate import gate_engine, golden_rows
 
 MAX_BATCH = 1024
 
@@ -137,8 +138,9 @@ class _Builder:
         gate, batches = None, self.batches
         if elsewhere is None:
             batches = self._keep_exact(directory, components, golden)
-            gate = run_gate(
+            gate = gate_engine(
                 self.bundle.body.spec,
+                self.bundle.body.steps,
                 golden,
                 lambda name, num_images: self._load(directory, name, components[name][num_images]),
                 precision=self.options.precision,
@@ -157,6 +159,8 @@ class _Builder:
             precision=self.options.precision,
             fingerprint=self.key,
             fingerprint_parts=self.parts,
+            mode=self.bundle.body.mode,
+            steps=self.bundle.body.steps,
             batches=batches,
             components={
                 name: tuple(compiled for batch, compiled in items.items() if batch in batches)
@@ -178,7 +182,7 @@ class _Builder:
 
     def _compile(self, directory: Path) -> dict[str, dict[int, Compiled]]:
         body, joined = self.bundle.body, self.backend.joins_batches
-        batches = {name: component_batches(name, self.batches, joined=joined) for name in body.spec.components()}
+        batches = {name: component_batches(name, self.batches, joined=joined) for name in body.parts}
         jobs = [
             (name, group)
             for name, items in batches.items()
@@ -224,11 +228,15 @@ class _Builder:
         if not self.backend.bit_exact_batches or self.batches == (1,):
             return self.batches
         exact = set(self.batches)
+        body = self.bundle.body
+        rows = {name: item.inputs for name, item in golden.components.items()}
+        if body.steps is not None:
+            rows = {TRAJECTORY: golden_rows(body.spec, golden.trajectories)}
         for name, items in components.items():
             reference = self._load(directory, name, items[1])
             for batch in sorted(exact & (items.keys() - {1})):
                 self.progress(f"comparing the bits of batch {batch} with batch 1")
-                if not same_bits(reference, self._load(directory, name, items[batch]), golden.components[name].inputs):
+                if not same_bits(reference, self._load(directory, name, items[batch]), rows[name]):
                     exact.discard(batch)
         for items in components.values():
             for batch in items.keys() - exact:
@@ -246,7 +254,7 @@ class _Builder:
 
     def _load(self, directory: Path, component: str, compiled: Compiled) -> Program:
         spec = self.bundle.body.spec
-        inputs, outputs = spec.components()[component]
+        inputs, outputs = self.bundle.body.parts[component]
         return self.backend.load(
             directory,
             compiled.files,

@@ -219,8 +219,8 @@ def _parse(tensors: dict[str, Array]) -> Golden:
         for group, values in groups.items()
         if group.startswith("trajectory/")
     ]
-    if not components or not trajectories:
-        raise ValueError("it has no components or no trajectories")
+    if not trajectories:
+        raise ValueError("it has no trajectories")
     return Golden(
         components=components, trajectories=tuple(sorted(trajectories, key=lambda run: (run.steps, run.guidance)))
     )

@@ -16,9 +16,9 @@ from distill_rt.core.artifacts import GateReport
 from distill_rt.core.directory import publish
 from distill_rt.core.errors import UsageError
 from distill_rt.core.manifest import read_manifest, write_manifest
-from distill_rt.export.gate import run_gate
 from distill_rt.export.golden import load_golden
 from distill_rt.export.progress import Progress, silent
+from distill_rt.export.trajectory_gate import gate_engine
 
 
 def run_late_gate(directory: str | Path, *, progress: Progress = silent) -> GateReport:
@@ -43,8 +43,9 @@ def run_late_gate(directory: str | Path, *, progress: Progress = silent) -> Gate
             code="gate-ran-already",
             hint="compile it again to run the gate again",
         )
-    gate = run_gate(
+    gate = gate_engine(
         body.spec,
+        body.steps,
         load_golden(directory / body.golden),
         engine.load,
         precision=body.precision,

@@ -6,6 +6,7 @@ Legend: B images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
 import threading
 import time
@@ -149,7 +150,8 @@ class Pipeline:
                 request. An exception from it ends the request.
 
         Raises:
-            UsageError: outside of the contract; the message lists what is allowed.
+            UsageError: outside of the contract or of the engine (one of mode ``trajectory`` runs one plan, without
+                `on_step`); the message lists what is allowed.
         """
         request = Request(
             labels=labels,  # type: ignore[arg-type]  # any sequence; Request makes it a tuple
@@ -165,7 +167,7 @@ class Pipeline:
     def generate_request(self, request: Request, *, on_step: OnStep | None = None) -> Result:
         """`generate` for a `Request`."""
         watch = Stopwatch()
-        request = request.resolve(self.spec)
+        request = self._resolve(request, on_step)
         assert request.num_images is not None
         assert request.steps is not None
         assert request.seed is not None
@@ -196,6 +198,27 @@ class Pipeline:
             engine=self.fingerprint,
             request=request,
         )
+
+    def _resolve(self, request: Request, on_step: OnStep | None) -> Request:
+        """The request with nothing left open, if the contract and the engine allow it."""
+        fixed = self._engine.body.steps
+        if fixed is None:
+            return request.resolve(self.spec)
+        if on_step is not None:
+            raise UsageError(
+                "on_step was given, but this engine computes a whole trajectory in one call: there is nothing to see on the way",
+                code="previews-not-in-engine",
+                hint="leave on_step out, or compile a bundle that was exported with --mode step",
+            )
+        request = dataclasses.replace(request, steps=fixed if request.steps is None else request.steps).resolve(self.spec)
+        if request.steps != fixed:
+            raise UsageError(
+                f"steps={request.steps} is not in this engine: it computes the whole trajectory of {fixed} steps in one call",
+                code="steps-not-in-engine",
+                hint=f"use steps={fixed}, or compile a bundle that was exported with --mode step, or with --steps {request.steps}",
+                details={"allowed": [fixed]},
+            )
+        return request
 
     def close(self) -> None:
         """Free the networks; later requests are refused. Waits for running requests. Closing twice is fine."""

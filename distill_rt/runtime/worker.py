@@ -74,6 +74,10 @@ def make_worker(engine: Engine, batch: int, *, capture: bool = True) -> Worker:
         TargetError: the backend's runtime refuses the files, or a request cannot be captured.
         ResourceError: not enough GPU memory.
     """
+    if engine.body.mode == "trajectory":  # one call; on a GPU its buffers are the host's, too
+        from distill_rt.runtime.host_trajectory import HostTrajectoryWorker
+
+        return HostTrajectoryWorker.load(engine, batch)
     if engine.backend.runs_on == "host":
         from distill_rt.runtime.host_step import HostStepWorker
 
