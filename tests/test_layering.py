@@ -53,7 +53,12 @@ HOMES = {
     "onnx_ir": (("distill_rt/export/",), ()),
     # The export is checked, and constants are folded, by ONNX Runtime before there is a target.
     "onnxruntime": (
-        ("distill_rt/backends/onnxruntime.py", "distill_rt/export/onnx_graph.py", "distill_rt/export/passes/fold.py"),
+        (
+            "distill_rt/backends/onnxruntime.py",
+            "distill_rt/export/onnx_graph.py",
+            "distill_rt/export/trajectory_bundle.py",
+            "distill_rt/export/passes/fold.py",
+        ),
         (),
     ),
     "openvino": (("distill_rt/backends/openvino.py",), ()),

@@ -9,7 +9,7 @@ Tensor names: ``<component>/input/<name>``, ``<component>/output/<name>`` with M
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,19 @@ class Golden:
 
 
 def make_golden(
-    spec: StudentSpec, evaluate: EvaluateComponent, progress: Progress = silent, *, tokens: Array | None = None
+    spec: StudentSpec,
+    evaluate: EvaluateComponent,
+    progress: Progress = silent,
+    *,
+    tokens: Array | None = None,
+    plans: Sequence[int] | None = None,
 ) -> Golden:
-    """Run every allowed plan at the lowest, default and highest guidance scale, and keep what is met on the way.
+    """Run every plan at the lowest, default and highest guidance scale, and keep what is met on the way.
 
     Args:
         evaluate: the student's components in float32.
         tokens: int64 (P, L) of prompts (`PROMPTS`) that the trajectories take in turn; None for a student without text.
+        plans: of the contract; None is all of them.
 
     Raises:
         ArtifactError: the student's own answer is NaN or infinite.
@@ -99,8 +105,9 @@ def make_golden(
     scales = sorted({spec.guidance.min, spec.guidance.default, spec.guidance.max})
     seeds = tuple(FIRST_SEED + i for i in range(NUM_IMAGES))
     trajectories: list[TrajectoryGolden] = []
-    for done, steps in enumerate(spec.steps):
-        progress("golden outputs", done, len(spec.steps))
+    plans = spec.steps if plans is None else plans
+    for done, steps in enumerate(plans):
+        progress("golden outputs", done, len(plans))
         # All scales of a plan in one batch: long plans of teachers take seconds.
         first, num = len(trajectories) * NUM_IMAGES, len(scales) * NUM_IMAGES
         labels = _labels(spec, first, num)
@@ -132,9 +139,10 @@ def make_golden(
                     images=images[part],
                 )
             )
-    progress("golden outputs", len(spec.steps), len(spec.steps))
+    progress("golden outputs", len(plans), len(plans))
     return Golden(
-        components={name: _select_rows(spec, name, met) for name, met in calls.items()},
+        # A plan need not call every network.
+        components={name: _select_rows(spec, name, met) for name, met in calls.items() if met},
         trajectories=tuple(trajectories),
     )
 

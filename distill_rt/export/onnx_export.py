@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from distill_rt.core.tokenizer import TOKENIZER_FILE, Tokenizer
 from distill_rt.export.golden import GOLDEN_FILE, PROMPTS, make_golden, save_golden
 from distill_rt.export.onnx_graph import check_finite, evaluate, export_component
 from distill_rt.export.progress import Progress, silent
+from distill_rt.export.trajectory_bundle import join_components
+from distill_rt.export.trajectory_graph import trajectory_recipe
 from distill_rt.models import load_student
 
 Array = NDArray[Any]
@@ -37,6 +41,7 @@ def export_student(
     out: str | Path,
     mode: Mode = "step",
     *,
+    steps: int | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Path:
@@ -45,7 +50,9 @@ def export_student(
     Args:
         student: directory that train, distill or import wrote.
         out: the bundle; must not exist unless `force`.
-        mode: ``step``, one network evaluation per call.
+        mode: ``step``: one network evaluation per call, every plan of the contract. ``trajectory``: one plan as one graph, from
+            noise to pixels.
+        steps: the plan of a trajectory; None is the contract's default.
         force: replace what stands at `out`.
         progress: told the stages.
 
@@ -53,18 +60,26 @@ def export_student(
         `out`.
 
     Raises:
-        UsageError: `out` exists, or there is no such mode.
+        UsageError: `out` exists, there is no such mode, or the contract has no such plan.
         ArtifactError: the student is missing or damaged, or a weight is not finite.
         GateError: the exported graph does not compute what the student does.
         ResourceError: the disk is full or not writable.
     """
     out = Path(out)
-    if mode != "step":
-        raise UsageError(f"there is no export mode {mode!r}", code="mode-unknown", hint="use step")
+    if mode not in typing.get_args(Mode):
+        modes = " or ".join(typing.get_args(Mode))
+        raise UsageError(f"there is no export mode {mode!r}", code="mode-unknown", hint=f"use {modes}")
+    if steps is not None and mode != "trajectory":
+        raise UsageError(
+            f"steps={steps} was given, but a bundle of mode {mode} holds every plan",
+            code="steps-not-in-mode",
+            hint="leave steps out, or export with mode trajectory",
+        )
     refuse_existing(out, force=force, ours="bundle.json")
     progress("loading the student")
     loaded = load_student(student)
     spec = loaded.spec
+    plan = spec.check_steps(steps) if mode == "trajectory" else None
     modules = loaded.components()
     for name, module in modules.items():
         check_finite(module, name)
@@ -90,16 +105,23 @@ def export_student(
         if loaded.tokenizer is not None:
             tokens = Tokenizer(loaded.tokenizer, spec.condition)(PROMPTS).ids
             shutil.copyfile(loaded.tokenizer, directory / TOKENIZER_FILE)
-        save_golden(directory / GOLDEN_FILE, make_golden(spec, run, progress, tokens=tokens))
+        golden = make_golden(spec, run, progress, tokens=tokens, plans=None if plan is None else (plan,))
+        if plan is not None:
+            progress("unrolling")
+            components = join_components(directory, components, spec, golden.trajectories)
+            golden = dataclasses.replace(golden, components={})
+        save_golden(directory / GOLDEN_FILE, golden)
         body = BundleBody(
             spec=spec,
             student_digest=loaded.digest,
             mode=mode,
+            steps=plan,
             components=components,
             golden=GOLDEN_FILE,
             tokenizer=None if loaded.tokenizer is None else TOKENIZER_FILE,
             versions={name: str(require(name, extra="export").__version__) for name in _packages(spec)}
-            | {"numpy": np.__version__},
+            | {"numpy": np.__version__}
+            | ({} if plan is None else {"passes": trajectory_recipe()}),
         )
         write_manifest(directory, "bundle", codec.to_json(body))
     return out

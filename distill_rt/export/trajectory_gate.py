@@ -1,7 +1,7 @@
 """The gate of a trajectory engine: its pixels against the images that the student makes step by step.
 
-The engine answers in bytes, so it is compared with the student's images as bytes, on the scale [-1, 1]. Where the student's value lies
-on the edge between two bytes, either of them is right; everywhere else one byte off counts in full.
+The engine answers in bytes, so it is compared with the student's images as bytes, on the scale [-1, 1]. Where the student's
+value lies on the edge between two bytes, either of them is right; everywhere else one byte off counts in full.
 
 Legend: B images, C channels, H rows, W columns.
 """

@@ -33,9 +33,7 @@ class HostTrajectoryWorker:
         self._shape = spec.sample_shape
         self._program, self._inputs = program, program.inputs
         (self._images,) = program.outputs.values()
-        self._streams = {
-            f"noise_{stream}": stream for stream in spec.plans[steps].streams
-        }
+        self._streams = {f"noise_{stream}": stream for stream in spec.plans[steps].streams}
         self._seeds_B = np.zeros(len(self._images), np.uint64)
         program.run()  # so that no request pays for first-call allocations
 

@@ -206,19 +206,20 @@ class Pipeline:
             return request.resolve(self.spec)
         if on_step is not None:
             raise UsageError(
-                "on_step was given, but this engine computes a whole trajectory in one call: there is nothing to see on the way",
+                "on_step was given, but this engine computes a whole trajectory in one call: there are no previews",
                 code="previews-not-in-engine",
                 hint="leave on_step out, or compile a bundle that was exported with --mode step",
             )
-        request = dataclasses.replace(request, steps=fixed if request.steps is None else request.steps).resolve(self.spec)
-        if request.steps != fixed:
+        asked = fixed if request.steps is None else request.steps
+        resolved = dataclasses.replace(request, steps=asked).resolve(self.spec)
+        if resolved.steps != fixed:
             raise UsageError(
-                f"steps={request.steps} is not in this engine: it computes the whole trajectory of {fixed} steps in one call",
+                f"steps={asked} is not in this engine: it computes the whole trajectory of {fixed} steps in one call",
                 code="steps-not-in-engine",
-                hint=f"use steps={fixed}, or compile a bundle that was exported with --mode step, or with --steps {request.steps}",
+                hint=f"use steps={fixed}, or compile a bundle that was exported with --mode step or --steps {asked}",
                 details={"allowed": [fixed]},
             )
-        return request
+        return resolved
 
     def close(self) -> None:
         """Free the networks; later requests are refused. Waits for running requests. Closing twice is fine."""
