@@ -8,7 +8,7 @@ Legend: B images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,8 @@ def check_images(got_BHWC: Array, run: TrajectoryGolden, norm: float, bar: Dista
     level = (np.clip(run.images, -1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
     right = np.abs(got_BHWC - level) <= 0.5 + EDGE
     want_BHWC = np.where(right, got_BHWC, to_uint8(run.images))
-    figure = distance(*(pixels.astype(np.float64) / 127.5 - 1 for pixels in (got_BHWC, want_BHWC)), norm)
+    got, want = (pixels.astype(np.float64) / 127.5 - 1 for pixels in (got_BHWC, want_BHWC))
+    figure = distance(got, want, norm)
     if not within(figure, bar):
         raise GateError(
             f"{what} is too far from the student: relative L2 {figure.relative_l2:.3g} (at most {bar.relative_l2:g}), "
@@ -138,7 +139,7 @@ def check_images(got_BHWC: Array, run: TrajectoryGolden, norm: float, bar: Dista
     return figure
 
 
-def golden_rows(spec: StudentSpec, trajectories: Sequence[TrajectoryGolden]) -> Mapping[str, Array]:
+def golden_rows(spec: StudentSpec, trajectories: Sequence[TrajectoryGolden]) -> dict[str, Array]:
     """Inputs of all golden trajectories as rows of one table."""
     feeds = [trajectory_feeds(spec, run) for run in trajectories]
     return {name: np.concatenate([values[name] for values in feeds]) for name in feeds[0]}
