@@ -38,6 +38,7 @@ def gate_engine(
     *,
     precision: Precision,
     batches: Sequence[int],
+    joined: bool = False,
     device: str = "",
     progress: Progress = silent,
 ) -> GateReport:
@@ -51,7 +52,14 @@ def gate_engine(
     """
     if steps is None:
         return run_gate(
-            spec, golden, load_program, precision=precision, batches=batches, device=device, progress=progress
+            spec,
+            golden,
+            load_program,
+            precision=precision,
+            batches=batches,
+            joined=joined,
+            device=device,
+            progress=progress,
         )
     return run_trajectory_gate(
         spec, golden.trajectories, load_program, precision=precision, batches=batches, device=device, progress=progress
@@ -66,6 +74,8 @@ def trajectory_feeds(spec: StudentSpec, run: TrajectoryGolden) -> dict[str, Arra
     values: dict[str, Array] = {"guidance": np.full(num_images, run.guidance, np.float32)}
     if run.labels is not None:
         values["label"] = np.array(run.labels, np.int64)
+    if run.tokens is not None:
+        values["tokens"] = run.tokens
     for name, stream in streams.items():
         values[name] = unit_noise(run.seeds, spec.sample_shape, stream)
     return {tensor.name: values[tensor.name] for tensor in inputs}

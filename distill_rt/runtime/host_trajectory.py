@@ -28,6 +28,8 @@ class HostTrajectoryWorker:
         program: inputs and output of `spec.trajectory(steps)`, for B images.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, spec: StudentSpec, steps: int, program: Program) -> None:
         self._steps = steps
         self._shape = spec.sample_shape
