@@ -14,7 +14,6 @@ from plans import TABLES
 
 from distill_rt.backends.inductor.graph.from_onnx import from_onnx
 from distill_rt.core.artifacts import Component
-from distill_rt.export.passes.unroll import trajectory_inputs, trajectory_outputs
 from distill_rt.export.trajectory_graph import trajectory_model
 
 STEPS = 4
@@ -27,15 +26,16 @@ def test_pixels_are_those_of_onnxruntime(name: str, guidance: GuidanceMode, tmp_
 
     spec = dataclasses.replace(make_spec(guidance), plans={STEPS: TABLES[name]}, default_steps=STEPS)
     path = tmp_path / "trajectory.onnx"
-    ir.save(trajectory_model([make_ir(make_model(spec))], spec, STEPS), path)
+    ir.save(trajectory_model({"network0": make_ir(make_model(spec))}, spec, STEPS), path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     weights = [
         item.name for item in ir.load(path).graph.initializers.values() if item.name and item.name.count(".") > 1
     ]
+    ((inputs, outputs),) = spec.trajectory(STEPS).values()
     component = Component(
         file=path.name,
-        inputs=trajectory_inputs(spec, STEPS),
-        outputs=trajectory_outputs(spec),
+        inputs=inputs,
+        outputs=outputs,
         opset=21,
         initializers={item: item for item in weights},
     )
