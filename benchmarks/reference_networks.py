@@ -1,7 +1,8 @@
 """The reference networks of the speed benchmarks: published shapes with seeded random weights, which cost what trained ones do.
 
 `c10` is the CIFAR-10 DDPM (35.7 M parameters, 32x32, the configuration of google/ddpm-cifar10-32: one attention head) as a
-student of 4 DDIM steps.
+student of 4 DDIM steps. `sdt` has the shape of SD-Turbo with a tiny decoder: a UNet of 866 M parameters on 64x64 latents, an
+OpenCLIP-H text encoder (1024 wide, 23 layers), AutoencoderTiny, one step to 512x512 pixels.
 
     python benchmarks/reference_networks.py c10 DIRECTORY    # writes the student directory
 """
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill_rt.core.condition import Condition
 from distill_rt.core.prediction import Parameterization, Prediction
 from distill_rt.core.process import VPLinear
 from distill_rt.core.scheduler_config import table_from_scheduler_config
-from distill_rt.core.spec import NetworkSpec, StudentSpec
-from distill_rt.models import build_network, save_student
+from distill_rt.core.spec import Decoder, NetworkSpec, StudentSpec
+from distill_rt.models import build_decoder, build_network, build_text_encoder, save_student
 
 SEED = 0
 C10_STEPS = 4
@@ -87,6 +89,70 @@ def write_c10(path: Path) -> Path:
     if not path.exists():
         save_student(path, c10_spec(), [c10_network()])
     return path
+
+
+SDT_UNET: Mapping[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+SDT_TEXT: Mapping[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
+SDT_SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+
+
+def sdt_spec() -> StudentSpec:
+    """The contract: one step, a prompt of 77 tokens, no guidance."""
+    return StudentSpec(
+        name="sdt",
+        sample_shape=(4, 64, 64),
+        process=VPLinear(),
+        parameterization=Parameterization(prediction=Prediction.V),
+        condition=Condition(kind="text", num_tokens=77, vocab_size=49408, width=1024),
+        plans={1: table_from_scheduler_config(SDT_SCHEDULER, 1).as_float32()},
+        default_steps=1,
+        networks=(NetworkSpec(kind="unet2d_condition", config=dict(SDT_UNET)),),
+        text_encoder=NetworkSpec(kind="clip_text", config=dict(SDT_TEXT)),
+        decoder=Decoder(network=NetworkSpec(kind="autoencoder_tiny"), image_shape=(3, 512, 512)),
+        provenance={"method": "random weights", "seed": SEED},
+    )
+
+
+def sdt_network(component: str) -> nn.Module:
+    """One of ``text_encoder``, ``network0``, ``decoder``, with its seeded weights."""
+    spec = sdt_spec()
+    assert spec.text_encoder is not None
+    assert spec.decoder is not None
+    torch.manual_seed(SEED)
+    if component == "text_encoder":
+        network: nn.Module = build_text_encoder(spec.text_encoder)
+    elif component == "network0":
+        network = build_network(spec.networks[0])
+    else:
+        network = build_decoder(spec.decoder.network)
+    return network.eval().requires_grad_(False)
 
 
 WRITERS = {"c10": write_c10}

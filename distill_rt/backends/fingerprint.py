@@ -19,7 +19,7 @@ from distill_rt.backends.registry import Target, backend_for
 from distill_rt.core.artifacts import EngineBody
 from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 
-RECIPE = 1
+RECIPE = 2
 """Raise it when compiling the same bundle with the same settings starts to give another engine."""
 
 

@@ -15,6 +15,7 @@ scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,10 @@ from distill_rt.core.spec import TensorSpec
 
 DEVICE = "CPU"
 ELEMENT_TYPES: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+HALVED_ELEMENTS = 4096
+"""Constants with at least as many elements are stored as float16 in an engine that computes in bfloat16."""
+HALVED_RANGE = (1e-3, 65504.0)
+"""If their largest magnitude is in this range: float16 ends above it, and loses bits below 6e-5."""
 BF16_INSTRUCTION_SETS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
@@ -119,6 +124,7 @@ class OpenVINO:
             model = core.read_model(str(onnx_path))
             model.reshape({spec.name: list(spec.concrete(batch)) for spec in component.inputs})
             if options.precision != "fp32":
+                model = _store_half(ov, core, model, out_dir)
                 _keep_scalars_exact(ov, model, component.inputs)
             with kept_signal_stack():
                 compiled = core.compile_model(model, DEVICE, self.settings(options))
@@ -205,6 +211,32 @@ def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> No
             pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy)
     if features:
         model.add_outputs(list(features.values()))
+
+
+def _store_half(ov: Any, core: Any, model: Any, out_dir: Path) -> Any:
+    """The model with large weights stored as float16: half the blob, half the memory behind a loaded engine, no slower.
+
+    They are rounded to bfloat16 anyway, which keeps 3 bits fewer. Small constants stay float32: frequencies of a time
+    embedding, whose rounding a time of 999 would multiply, and scales. So do weights outside of float16's range.
+    """
+    kept = {
+        node.get_friendly_name(): np.array(node.data)
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant"
+        and node.get_element_type() == ov.Type.f32
+        and not (node.data.size >= HALVED_ELEMENTS and HALVED_RANGE[0] <= np.abs(node.data).max() <= HALVED_RANGE[1])
+    }
+    with tempfile.TemporaryDirectory(dir=out_dir) as directory:
+        file = Path(directory) / "half.xml"
+        ov.save_model(model, str(file), compress_to_fp16=True)
+        halved = core.read_model(str(file))  # its weights are mapped: they stay readable when the file is gone
+    for node in halved.get_ops():
+        # A compressed constant is a conversion with the name that the constant had.
+        if node.get_type_name() == "Convert" and node.get_friendly_name() in kept:
+            exact = ov.op.Constant(kept[node.get_friendly_name()])
+            exact.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(exact.output(0))
+    return halved
 
 
 def import_openvino() -> Any:
