@@ -6,12 +6,16 @@ engine's fingerprint; those that made a bundle's trajectory graph are listed in 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+LONGEST_SETTINGS = 60
+"""Characters of settings that an identity still spells out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +36,10 @@ class Pass:
 
     @property
     def identity(self) -> str:
-        """``name/version``, with the settings behind it if there are any."""
+        """``name/version``, with the settings behind it if there are any: written out, or their digest if that is long."""
         settings = ",".join(f"{key}={value}" for key, value in sorted(self.settings.items()))
+        if len(settings) > LONGEST_SETTINGS:
+            settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return f"{self.name}/{self.version}" + (f"({settings})" if settings else "")
 
     def __call__(self, model: ir.Model) -> ir.Model:
