@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distill_rt.core.lossy_report import LossyReport
 from distill_rt.core.spec import StudentSpec, TensorSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -56,6 +57,7 @@ class BundleBody:
     Args:
         mode: ``step``: the components of the contract, every plan; ``trajectory``: one plan as one graph.
         steps: that plan; None in step mode.
+        lossy: what `distill_rt.export.lossy.tune` tried on it; None if nothing was tried.
     """
 
     spec: StudentSpec
@@ -66,6 +68,7 @@ class BundleBody:
     golden: str
     tokenizer: str | None = None
     versions: dict[str, str]
+    lossy: LossyReport | None = None
 
     def __post_init__(self) -> None:
         _check_mode(self.mode, self.steps, self.spec)

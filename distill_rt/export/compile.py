@@ -175,6 +175,7 @@ class _Builder:
                 "bit_exact_batches": self.backend.bit_exact_batches,
                 "left_out_batches": [batch for batch in self.batches if batch not in batches],
                 "built_on": processor.name(),
+                **({} if self.bundle.body.lossy is None else {"lossy": codec.to_json(self.bundle.body.lossy)}),
                 **({"activation_bytes": self.activation_bytes} if self.backend.runs_on == "cuda" else {}),
             },
         )

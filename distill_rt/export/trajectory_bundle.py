@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_rt.core.artifacts import Component
 from distill_rt.core.errors import GateError
@@ -14,6 +15,9 @@ from distill_rt.export.golden import TrajectoryGolden
 from distill_rt.export.model_file import SINGLE_FILE_LIMIT_BYTES, load_model, save_model
 from distill_rt.export.trajectory_gate import check_images, trajectory_feeds, trajectory_norm
 from distill_rt.export.trajectory_graph import trajectory_model
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 FILE = "onnx/trajectory.onnx"
 
@@ -47,20 +51,26 @@ def join_components(
         for file in (directory / "onnx").glob(f"{Path(component.file).name}*"):
             file.unlink()
     _check(directory / FILE, spec, trajectories)
+    return {TRAJECTORY: trajectory_component(components, spec, steps, model)}
+
+
+def trajectory_component(
+    components: Mapping[str, Component], spec: StudentSpec, steps: int, model: ir.Model
+) -> Component:
+    """What a manifest says of a trajectory graph that was made of `components`."""
     ((inputs, outputs),) = spec.trajectory(steps).values()
     weights = {
         f"{name}.{weight}": f"{name}.{initializer}"
         for name, component in components.items()
         for weight, initializer in component.initializers.items()
     }
-    joined = Component(
+    return Component(
         file=FILE,
         inputs=inputs,
         outputs=outputs,
         opset=model.opset_imports[""],
         initializers={weight: name for weight, name in weights.items() if name in model.graph.initializers},
     )
-    return {TRAJECTORY: joined}
 
 
 def _check(path: Path, spec: StudentSpec, trajectories: Sequence[TrajectoryGolden]) -> None:

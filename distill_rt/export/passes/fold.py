@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.core.optional import require
+from distill_rt.export.passes.constants import add_initializer
 from distill_rt.export.passes.unroll import GIVEN
 from distill_rt.export.passes.writer import GraphWriter
 
@@ -50,7 +51,7 @@ def fold_given(model: ir.Model, *, size_limit_bytes: int = SIZE_LIMIT_BYTES) -> 
         if constant is not None and constant.nbytes <= size_limit_bytes:
             key = constant.shape, constant.tobytes()
             if key not in folded:
-                folded[key] = _initializer(model.graph, f"folded/{value.name}", constant)
+                folded[key] = add_initializer(model.graph, f"folded/{value.name}", constant)
             rows_per_image = None if one.shape == two.shape else len(one)
             users = [(user, index) for user, index in value.uses() if not _all_follow(user, follows)]
             _replace(model.graph, value, folded[key], users, rows_per_image)
@@ -170,16 +171,6 @@ def _one_row(one: Array, two: Array) -> Array | None:
     rows = np.concatenate([one, two])
     # Equal to the last bit but for the order of sums, which may differ between a product of one row and of several.
     return one[:1] if np.allclose(rows, one[:1], rtol=1e-6, atol=1e-7) else None
-
-
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    onnx_ir = require("onnx_ir", extra="export")
-    tensor = onnx_ir.tensor(array, name=name)
-    value: ir.Value = onnx_ir.Value(
-        name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _replace(

@@ -57,12 +57,16 @@ class Reuse:
 
     def to_json(self) -> dict[str, Any]:
         wire: dict[str, Any] = {"module": self.module, "row": self.row, "source": self.source, "map": self.map}
-        return wire | ({"scale": list(self.scale), "shift": list(self.shift)} if self.scale else {})
+        if self.map == "affine":
+            wire["scale"], wire["shift"] = list(self.scale), list(self.shift)
+        return wire
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        tuples = {name: tuple(data[name]) for name in ("scale", "shift") if name in data}
-        return cls(**{**data, **tuples})
+        values = dict(data)
+        for name in ("scale", "shift"):
+            values[name] = tuple(data.get(name, ()))
+        return cls(**values)
 
 
 def reuse_pass(wires: Sequence[Reuse]) -> Pass:

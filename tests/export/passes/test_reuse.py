@@ -55,7 +55,7 @@ def student(table: StepTable | None = None) -> tuple[StudentSpec, ir.Model]:
 
 def unrolled(table: StepTable | None = None) -> ir.Model:
     spec, model = student(table)
-    return unroll([model], spec, STEPS, pixels=False)
+    return unroll({"network0": model}, spec, STEPS, pixels=False)
 
 
 def run(model: ir.Model, passes: Sequence[Any] = TRAJECTORY_PASSES) -> Array:
