@@ -190,14 +190,20 @@ class OpenVINOProgram:
 
 
 def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> None:
-    """Keep in float32 what is computed from per-image scalars (times, guidance) before the first matrix product.
+    """Keep in float32 what is computed from per-image scalars (times, guidance) before the first matrix product, and in a
+    trajectory what is computed from its noise: the state, which step mode keeps in float32 between two calls.
 
     OpenVINO leaves the tail of a graph in float32: everything between a result and the matrix products or convolutions
-    before it. So the last tensors of the scalar part become results too. They are a few hundred numbers that nobody reads.
+    before it. So the last tensors of the exact part become results too. They are a few hundred numbers that nobody reads,
+    and the states.
     """
     heavy = {"MatMul", "Convolution", "GroupConvolution", "Result"}
     features = {}
-    pending = [model.input(spec.name).get_node() for spec in inputs if spec.dtype == "float32" and len(spec.shape) == 1]
+    pending = [
+        model.input(spec.name).get_node()
+        for spec in inputs
+        if spec.dtype == "float32" and (len(spec.shape) == 1 or spec.name.startswith("noise"))
+    ]
     seen = set()
     while pending:
         node = pending.pop()

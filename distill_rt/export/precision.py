@@ -6,7 +6,8 @@ stays true (an initializer keeps its name and changes only its type). Exporting 
 bind the bundle to one precision, and cast times and guidance scales too early:
 
 What is computed from scalars (times, guidance) stays float32 up to the first matrix product or convolution. In bfloat16 the
-time 999 is 1000, and the sine of 999 * frequency becomes noise. Inputs and outputs stay float32 as in the contract.
+time 999 is 1000, and the sine of 999 * frequency becomes noise. So does the step table in a trajectory. Inputs and outputs
+stay float32 as in the contract.
 
 Types are propagated with the type variables of ONNX's operator schemas: an operator computes in the low type if every
 float32 input may have it. Inputs that must be float32 (scales of Resize) stay so. Casts are inserted where types meet.
@@ -24,6 +25,7 @@ import numpy as np
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.core.optional import require
+from distill_rt.export.passes.writer import EXACT
 
 HEAVY = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"})
 """Operators that end the float32 part behind scalars: what follows them is features, which half precision holds."""
@@ -117,12 +119,14 @@ class _Lowering:
     # -- what stays float32 ----------------------------------------------------------------------------------------------
 
     def _exact_nodes(self) -> set[int]:
-        """Indices of the nodes between the scalar inputs and the first heavy operator."""
+        """Indices of the nodes between the scalar inputs and the first heavy operator, and of a trajectory's own arithmetic."""
         scalars = {
             tensor.name for tensor in self.component.inputs if tensor.dtype == "float32" and len(tensor.shape) == 1
         }
         exact = set()
         for index, node in enumerate(self.model.graph.node):
+            if any(item.key == EXACT for item in node.metadata_props):
+                exact.add(index)
             if node.op_type not in HEAVY and node.op_type != "Shape" and scalars & set(node.input):
                 exact.add(index)
                 scalars |= set(node.output)
