@@ -81,6 +81,8 @@ def test_a_batch_is_decided_by_the_draws_alone(name):
         if first.label_B is not None:
             assert torch.equal(again.label_B, first.label_B)
             assert first.label_B.dtype == torch.int64
+        assert again.captions_B == first.captions_B
+        assert (first.captions_B is not None) == a.has_captions
     assert first.x0_BCHW.shape == (16, *a.sample_shape)
     for other in (Draws(3, 8, 16), Draws(4, 7, 16)):
         assert not torch.equal(a.batch(other).x0_BCHW, first.x0_BCHW)
@@ -91,4 +93,4 @@ def test_a_batch_is_decided_by_the_draws_alone(name):
 def test_an_unknown_data_set_lists_those_that_exist():
     with pytest.raises(UsageError, match="'mnist' is unknown") as caught:
         load_dataset("mnist")
-    assert caught.value.hint == "one of: digits, grid25, grid25-labelled"
+    assert caught.value.hint == "one of: digits, grid25, grid25-labelled, shapes"
