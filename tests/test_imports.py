@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 OPTIONAL = [
     "torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "triton",
     "tensorrt", "tensorrt_rtx", "cuda", "sklearn", "scipy", "matplotlib", "rich", "psutil", "safetensors", "fastapi",
-    "uvicorn", "ray",
+    "uvicorn", "ray", "datasets", "tensorboard",
 ]  # fmt: skip
 NEEDS = {
     # Layers that are a package's own, imported only where it is installed.
@@ -98,6 +98,7 @@ for words in [["--help"], ["--version"], *([name, "--help"] for name in {list(CO
     ("words", "extra"),
     [
         (["train", "digits-teacher", "--out", "x"], "train"),
+        (["recipes"], "train"),
         (["distill", "progressive", "--teacher", "x", "--out", "y"], "train"),
         (["evaluate", "x", "--teacher", "y"], "train"),
         (["export", "x", "--out", "y"], "export"),

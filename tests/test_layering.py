@@ -74,7 +74,11 @@ HOMES = {
     "scipy": (("distill_rt/training/",), ()),
     "matplotlib": (("distill_rt/bench/plot.py", "distill_rt/cli/demo"), ()),
     "rich": (("distill_rt/cli/progress.py",), ()),
-    "PIL": (("distill_rt/runtime/images.py", "distill_rt/cli/demo"), ("distill_rt/runtime/images.py",)),
+    "PIL": (
+        ("distill_rt/runtime/images.py", "distill_rt/training/", "distill_rt/cli/demo"),
+        ("distill_rt/runtime/images.py", "distill_rt/training/"),
+    ),
+    "datasets": (("distill_rt/training/data/huggingface.py",), ()),
     "filelock": (("distill_rt/backends/cache.py",), ("distill_rt/backends/cache.py",)),
     "platformdirs": (("distill_rt/backends/cache.py",), ()),
 }

@@ -44,6 +44,12 @@ class Draws:
         self.seeds: NDArray[np.uint64] = _mix(_mix(_mix(np.array([seed], np.uint64)) + np.uint64(step)) + samples)
         """One per sample, (B,): for the noise of the runtime's own tables, whose streams these draws never use."""
         self.num_samples = num_samples
+        self._of = (seed, step, first_sample)
+
+    def following(self) -> Draws:
+        """The draws of the next step, for whoever prepares it."""
+        seed, step, first_sample = self._of
+        return Draws(seed, step + 1, self.num_samples, first_sample=first_sample)
 
     def normal(self, shape: tuple[int, ...], purpose: Purpose = Purpose.NOISE) -> Tensor:
         """Unit normal numbers, shape (B, *shape)."""

@@ -10,6 +10,7 @@ from typing import Any
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.models import Student, load_student
 from distill_rt.training.data import load_dataset
+from distill_rt.training.data.source import recorded_source
 from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
 from distill_rt.training.quality.bench import FRESH_SEEDS, QualityBench
 from distill_rt.training.quality.gate import Yardstick, verdict
@@ -91,7 +92,10 @@ def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, se
             code="teacher-without-data",
             hint="train it with distill-rt train",
         )
-    return QualityBench(teacher, load_dataset(data), num_samples=num_samples, guidance=guidance, seed=seed)
+    # Images of one's own are measured against the teacher alone, which needs none of them.
+    recorded = recorded_source(data)
+    dataset = None if recorded is None else load_dataset(recorded)
+    return QualityBench(teacher, dataset, num_samples=num_samples, guidance=guidance, seed=seed)
 
 
 def evaluate_steps(

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
@@ -16,51 +16,62 @@ from distill_rt.core import codec
 from distill_rt.core.directory import check_writable, refuse_existing, resource_errors
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
-from distill_rt.models import load_student, save_student
-from distill_rt.training.data import load_dataset
+from distill_rt.models import Student, load_student, save_student
+from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.smaller import network_cost
-from distill_rt.training.trainer import Progress, TrainConfig, Trainer
+from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method
 
 CHECKPOINT_EVERY = 250
 MAX_STEPS = 1024
 """More than any teacher has: a larger number of steps is a typing error, and its table would fill the memory."""
 
 
+class RunOptions(TypedDict, total=False):
+    """What `train` and `distill` have in common; every key may be left out."""
+
+    seed: int
+    """Of initial weights, data order and training noise, 0 to 2**64 - 1 (0)."""
+    resume: bool
+    """Go on from the checkpoint if there is one."""
+    force: bool
+    """Replace the student that stands at `out`, and start anew unless `resume`."""
+    checkpoint_every: int
+    """Training steps between two checkpoints."""
+    dry_run: bool
+    """Check everything, hand back the frozen configuration, write nothing."""
+    progress: Progress | None
+    """Called after every training step."""
+
+
 def train(
     recipe: str,
     out: Path,
     *,
+    data: str | None = None,
     settings: Mapping[str, str] | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    force: bool = False,
-    checkpoint_every: int = CHECKPOINT_EVERY,
-    progress: Progress | None = None,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Any]:
     """Train a teacher by a recipe and write it as a student directory.
 
     Args:
         recipe: key of `RECIPES`.
         out: the directory to write; the checkpoint lives beside it in ``<out>.checkpoint`` until training ends.
+        data: what to train on instead of the recipe's data set (`open_source`); the contract gets its number of classes.
         settings: fields of the recipe's method as text.
-        seed: of initial weights, data order and training noise, 0 to 2**64 - 1.
-        resume: go on from the checkpoint if there is one.
-        force: replace the student that stands at `out`, and start anew unless `resume`.
-        checkpoint_every: training steps between two checkpoints.
-        progress: called after every training step.
+        options: see `RunOptions`.
 
     Returns:
         A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters,
-        flops_per_evaluation (of one image).
+        flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration.
 
     Raises:
-        UsageError: unknown recipe or setting, a setting out of range, `out` taken, or an unfinished run beside it.
-        ArtifactError: the checkpoint is damaged or belongs to another configuration.
+        UsageError: unknown recipe, setting or data, a setting out of range, `out` taken, or an unfinished run beside it.
+        ArtifactError: the checkpoint or the data is damaged, or the checkpoint belongs to another configuration.
         ResourceError: training diverges (nothing is left), or the disk is full or not writable.
         KeyboardInterrupt: interrupted; the checkpoint holds the last complete step.
     """
@@ -70,20 +81,10 @@ def train(
         )
     chosen = RECIPES[recipe]()
     method = apply_settings(chosen.method, settings or {})
+    source = open_source(chosen.dataset if data is None else data, chosen.spec)
     # A teacher is trained from data: there is a contract, but no network to learn from.
-    untaught = Teacher(chosen.spec, nn.Identity())
-    return _run(
-        method,
-        untaught,
-        chosen.dataset,
-        out,
-        seed=seed,
-        teacher_digest=None,
-        resume=resume,
-        force=force,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    untaught = Teacher(chosen.for_classes(source.dataset.num_classes).spec, nn.Identity())
+    return _run(method, untaught, source, out, teacher_digest=None, options=options)
 
 
 def distill(
@@ -92,20 +93,18 @@ def distill(
     out: Path,
     *,
     steps: int | None = None,
+    data: str | None = None,
     settings: Mapping[str, str] | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    force: bool = False,
-    checkpoint_every: int = CHECKPOINT_EVERY,
-    progress: Progress | None = None,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Any]:
     """Distil a teacher directory into a student of `steps` steps; other arguments, result and errors as in `train`.
 
     Args:
         steps: None is the method's own default (4, or the plans of a teacher that only becomes smaller).
+        data: None is the data set that the teacher was trained on.
 
     Raises:
-        UsageError: unknown method or setting, or a teacher that the method cannot use.
+        UsageError: unknown method or setting, a teacher that the method cannot use, or data that do not fit it.
         ArtifactError: the teacher is damaged, or its data set is not known.
     """
     if method not in METHODS:
@@ -122,31 +121,47 @@ def distill(
     chosen = {} if steps is None else {"steps": str(steps), **_defaults_for(method, steps)}
     config = apply_settings(METHODS[method](), {**chosen, **(settings or {})})
     loaded = load_student(teacher)
-    if loaded.spec.guidance.rescale:
+    _check_teacher(loaded)
+    source = open_source(_data_of(loaded) if data is None else data, loaded.spec)
+    check_classes(source, loaded.spec, loaded.spec.provenance.get("classes"))
+    taught = Teacher(loaded.spec, loaded.networks[0])
+    return _run(config, taught, source, out, teacher_digest=loaded.digest, options=options)
+
+
+def _check_teacher(teacher: Student) -> None:
+    """Refuse what no method here distils."""
+    spec = teacher.spec
+    if spec.guidance.rescale:
         raise UsageError(
-            f"{teacher} rescales its guidance, which no method here distils",
+            f"{teacher.path} rescales its guidance, which no method here distils",
             code="teacher-rescales",
             hint="set it to 0",
         )
-    data = loaded.spec.provenance.get("data")
-    if not isinstance(data, str):
-        raise ArtifactError(
-            f"{teacher} does not say which data it was trained on",
-            code="teacher-without-data",
-            hint="train it with distill-rt train",
+    if spec.condition.kind == "text" or spec.decoder is not None:
+        what = "reads prompts" if spec.condition.kind == "text" else "works on latents"
+        raise UsageError(
+            f"{teacher.path} {what}, which the training loop here cannot feed yet",
+            code="teacher-not-trainable",
+            hint="it can be exported, compiled and served as it is: distill-rt export",
         )
-    taught = Teacher(loaded.spec, loaded.networks[0])
-    return _run(
-        config,
-        taught,
-        data,
-        out,
-        seed=seed,
-        teacher_digest=loaded.digest,
-        resume=resume,
-        force=force,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
+
+
+def _data_of(teacher: Student) -> str:
+    """The data that a teacher was trained on, as `open_source` takes it."""
+    identity = teacher.spec.provenance.get("data")
+    recorded = recorded_source(identity) if isinstance(identity, str) else None
+    if recorded is not None:
+        return recorded
+    if identity is None or not isinstance(identity, str):
+        raise ArtifactError(
+            f"{teacher.path} does not say which data it was trained on",
+            code="teacher-without-data",
+            hint="say which: --data DIR, hf:NAME or a data set by name",
+        )
+    raise UsageError(
+        f"{teacher.path} was trained on images of your own ({identity:.40}), and where they are is not recorded",
+        code="data-not-given",
+        hint="say it again: --data DIR or --data hf:NAME",
     )
 
 
@@ -156,18 +171,9 @@ def _defaults_for(method: str, steps: int) -> dict[str, str]:
 
 
 def _run(
-    method: Method,
-    teacher: Teacher,
-    data: str,
-    out: Path,
-    *,
-    seed: int,
-    teacher_digest: str | None,
-    resume: bool,
-    force: bool,
-    checkpoint_every: int,
-    progress: Progress | None,
+    method: Method, teacher: Teacher, source: Source, out: Path, *, teacher_digest: str | None, options: RunOptions
 ) -> dict[str, Any]:
+    force, resume = options.get("force", False), options.get("resume", False)
     refuse_existing(out, force=force, ours="student.json")
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     refuse_existing(checkpoint, force=True, ours="checkpoint.json")
@@ -177,25 +183,30 @@ def _run(
             code="checkpoint-exists",
             hint="go on with --resume, or start anew with --force",
         )
-    check_writable(out)
     identity = {
         "method": method.name,
         "settings": _settings_of(method),
-        "data": data,
-        "seed": seed,
+        "data": source.identity,
+        "seed": options.get("seed", 0),
         "teacher": teacher_digest,
         "contract": codec.to_json(method.contract(teacher.spec)),
-    }
-    dataset = load_dataset(data)
-    started = time.monotonic()
+    } | ({"classes": list(source.class_names)} if source.class_names else {})
     config = TrainConfig(
-        method=method, seed=seed, checkpoint=checkpoint, checkpoint_every=checkpoint_every, identity=identity
+        method=method,
+        seed=options.get("seed", 0),
+        checkpoint=checkpoint,
+        checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
+        identity=identity,
     )
-    trainer = Trainer(config, dataset, teacher)
+    if options.get("dry_run", False):
+        return _configuration(config, teacher, out)
+    check_writable(out)
+    started = time.monotonic()
+    trainer = Trainer(config, source.dataset, teacher)
     if checkpoint.exists() and not resume:  # with force, and only now that nothing is left to refuse
         with resource_errors(checkpoint):
             shutil.rmtree(checkpoint)
-    network, losses = trainer.run(resume=resume, progress=progress)
+    network, losses = trainer.run(resume=resume, progress=options.get("progress"))
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
     digest = save_student(out, spec, [network], force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -210,6 +221,21 @@ def _run(
         "steps": list(spec.steps),
         "num_parameters": cost.parameters,
         "flops_per_evaluation": cost.flops,
+        "notes": source.notes,
+    }
+
+
+def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str, Any]:
+    """What a dry run hands back: everything that decides the run, and what it would write."""
+    phases = check_method(config.method, teacher.spec)
+    return {
+        **config.identity,
+        "phases": [dataclasses.asdict(phase) for phase in phases],
+        "training_steps": sum(phase.iterations for phase in phases),
+        "path": str(out),
+        "checkpoint": str(config.checkpoint),
+        "checkpoint_every": config.checkpoint_every,
+        "max_gradient_norm": config.max_gradient_norm,
     }
 
 

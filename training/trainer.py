@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from distill_rt.core.errors import ResourceError, UsageError
+from distill_rt.core.spec import StudentSpec
 from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
 from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
 from distill_rt.training.data import Dataset
@@ -67,9 +68,8 @@ class Trainer:
         self.dataset = dataset
         self.teacher = teacher
         self.method = config.method
-        self.phases = self.method.phases(teacher.spec)
+        self.phases = check_method(self.method, teacher.spec)
         self.num_steps = sum(phase.iterations for phase in self.phases)
-        _check_settings(self.method, self.phases)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)
         average = frozen_copy(networks["student"]) if self.method.ema_decay else None
@@ -163,8 +163,13 @@ class Trainer:
         )
 
 
-def _check_settings(method: Method, phases: tuple[Phase, ...]) -> None:
-    """What every method has in common; what is its own, its dataclass checks."""
+def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
+    """The phases of a method whose common settings can train; what is its own, its dataclass checks.
+
+    Raises:
+        UsageError: a batch size, average, learning rate or number of steps that is none.
+    """
+    phases = method.phases(teacher)
     if method.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {method.batch_size}", code="setting-invalid")
     if not 0.0 <= method.ema_decay < 1.0:
@@ -175,6 +180,7 @@ def _check_settings(method: Method, phases: tuple[Phase, ...]) -> None:
         rate = method.learning_rate(phase, phase.start)
         if not (math.isfinite(rate) and rate >= 0.0):
             raise UsageError(f"a learning rate must be a number >= 0, got {rate}", code="setting-invalid")
+    return phases
 
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distill_rt.cli.outcome import Outcome, pairs
+from distill_rt.cli.outcome import Outcome
 from distill_rt.cli.parser import positive
 from distill_rt.cli.progress import progress_bar
-from distill_rt.cli.train import add_training_arguments
+from distill_rt.cli.train import add_training_arguments, training_options, training_outcome
 
 EXTRA = "train"
 
@@ -23,26 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=positive, help="steps of the student (4; feature_kd: all of the teacher's plans)"
     )
-    add_training_arguments(parser)
+    add_training_arguments(parser, data="the teacher's")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     from distill_rt.training.run import distill
 
     with progress_bar() as progress:
-        made = distill(
-            args.method,
-            args.teacher,
-            args.out,
-            steps=args.steps,
-            settings=dict(args.settings),
-            seed=args.seed,
-            resume=args.resume,
-            force=args.force,
-            progress=progress,
-        )
+        made = distill(args.method, args.teacher, args.out, steps=args.steps, **training_options(args, progress))
     going_on = (
         f"measure it: distill-rt evaluate {args.out} --teacher {args.teacher}\n"
         f"export it:  distill-rt export {args.out} --out BUNDLE"
     )
-    return Outcome(data=made, text=f"{pairs(made)}\n{going_on}")
+    return training_outcome(made, dry_run=args.dry_run, going_on=going_on)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "demo": "the whole walk on real data: teacher, student, engine, images, report",
+    "recipes": "list the recipes of train, with the quality and time to expect",
     "train": "train a teacher by a recipe",
     "distill": "distil a teacher into a few-step student",
     "stitch": "two students to one: a smaller network for the first steps",

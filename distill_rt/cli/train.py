@@ -6,23 +6,32 @@ A killed run goes on with --resume; its checkpoint stands beside --out until tra
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from distill_rt.cli.outcome import Outcome, pairs
-from distill_rt.cli.parser import add_force, setting
-from distill_rt.cli.progress import progress_bar
+from distill_rt.cli.parser import add_force, positive, setting
+from distill_rt.cli.progress import Progress, progress_bar
 
 EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="for example digits-teacher; an unknown one lists them all")
-    add_training_arguments(parser)
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="for example digits-teacher; distill-rt recipes lists them all"
+    )
+    add_training_arguments(parser, data="the recipe's")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `train` and `distill` have in common."""
+def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> None:
+    """What `train` and `distill` have in common; `data` says what they train on without --data."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the student directory to write")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help=f"digits, shapes, grid25, a directory of images, or hf:NAME ({data}; docs/training.md)",
+    )
     parser.add_argument(
         "--set",
         type=setting,
@@ -33,22 +42,67 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a setting; may be given again; an unknown one lists them all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, data order and training noise (0)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=positive,
+        default=250,
+        metavar="STEPS",
+        help="training steps between two checkpoints (250)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside --out")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the full configuration, write nothing"
+    )
     add_force(parser, "what stands at --out, and an unfinished run")
+
+
+def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """The arguments of `add_training_arguments`, by their names in `distill_rt.training.run`."""
+    return {
+        "data": args.data,
+        "settings": dict(args.settings),
+        "seed": args.seed,
+        "resume": args.resume,
+        "force": args.force,
+        "checkpoint_every": args.checkpoint_every,
+        "dry_run": args.dry_run,
+        "progress": progress,
+    }
+
+
+def training_outcome(made: Mapping[str, Any], *, dry_run: bool, going_on: str) -> Outcome:
+    """What a run, or a dry one, made."""
+    if dry_run:
+        return Outcome(data=made, text=_configuration_text(made))
+    lines = [pairs({key: value for key, value in made.items() if key != "notes"})]
+    lines += [f"note: {note}" for note in made["notes"]]
+    return Outcome(data=made, text="\n".join([*lines, going_on]))
+
+
+def _configuration_text(made: Mapping[str, Any]) -> str:
+    """The configuration with nested values as ``settings.steps``; step tables as the numbers of steps they are for."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if prefix == "contract.plans":
+            flat[prefix] = " ".join(value)
+        elif isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for index, inner in enumerate(value):
+                add(f"{prefix}.{index}", inner)
+        else:
+            flat[prefix] = "none" if value is None else value
+
+    add("", made)
+    return f"{pairs(flat)}\nnothing was written; --json prints the step tables, too"
 
 
 def run(args: argparse.Namespace) -> Outcome:
     from distill_rt.training.run import train
 
     with progress_bar() as progress:
-        made = train(
-            args.recipe,
-            args.out,
-            settings=dict(args.settings),
-            seed=args.seed,
-            resume=args.resume,
-            force=args.force,
-            progress=progress,
-        )
+        made = train(args.recipe, args.out, **training_options(args, progress))
     going_on = f"distill it: distill-rt distill progressive --teacher {args.out} --steps 4 --out STUDENT"
-    return Outcome(data=made, text=f"{pairs(made)}\n{going_on}")
+    return training_outcome(made, dry_run=args.dry_run, going_on=going_on)

@@ -41,6 +41,10 @@ def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
         (["train", "digits-teacher", "--out", "x", "--set", "nonsense=1"], 2, "settings:"),
         (["train", "digits-teacher", "--out", "x", "--set", "steps=many"], 2, "steps"),
         (["train", "digits-teacher", "--out", "here"], 2, "--force"),
+        (["train", "digits-teacher", "--out", "x", "--data", "nowhere"], 2, "hf:NAME"),
+        (["train", "digits-teacher", "--out", "x", "--data", "here"], 2, "there are no images in here"),
+        (["train", "digits-teacher", "--out", "x", "--checkpoint-every", "0"], 2, "--checkpoint-every"),
+        (["train", "digits-teacher", "--out", "here", "--dry-run"], 2, "--force"),
         (["distill", "magic", "--teacher", "t", "--out", "x"], 2, "progressive"),
         (["distill", "progressive", "--teacher", "none", "--out", "x"], 3, "none"),
         (["evaluate", "none", "--teacher", "none"], 3, "none"),
@@ -64,3 +68,37 @@ def test_mistakes(
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
     assert os.listdir(tmp_path) == ["here"]
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from distill_rt.cli.main import main
+    from distill_rt.training.recipes import RECIPES
+
+    assert main(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["recipes"]
+    assert set(listed) == set(RECIPES)
+    assert listed["digits-teacher"]["sample_shape"] == [1, 8, 8]
+    assert {"method": "progressive", "nfe": 4, "c2st": 0.508, "passed": True} in listed["digits-teacher"]["students"]
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in RECIPES)
+    assert "not measured" in text
+
+
+def test_a_dry_run_prints_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill_rt.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "digits-teacher", "--out", "x", "--dry-run", "--set", "steps=7", "--checkpoint-every", "3"]
+    assert main(words) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["settings.steps"] == lines["training_steps"] == "7"
+    assert lines["checkpoint_every"] == "3"
+    assert lines["contract.plans"] == "4 8 16 32 64"
+    assert lines["teacher"] == "none"
+    assert main([*words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert len(planned["contract"]["plans"]["8"]["rows"]) == 8
+    assert os.listdir(tmp_path) == []

@@ -1,30 +1,21 @@
 """Data sets: images in [-1, 1] with labels or captions, drawn by counter so that every step's batch can be drawn again."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-
-from distill_rt.core.errors import UsageError
 from distill_rt.training.data.base import Batch, Dataset, TensorDataset
+from distill_rt.training.data.catalogue import DATASETS, load_dataset
 from distill_rt.training.data.digits import digits
 from distill_rt.training.data.grid25 import Grid25
 from distill_rt.training.data.shapes import Shapes
+from distill_rt.training.data.source import Source, open_source
 
-DATASETS: Mapping[str, Callable[[], Dataset]] = {
-    "digits": digits,
-    "grid25": Grid25,
-    "grid25-labelled": lambda: Grid25(labelled=True),
-    "shapes": Shapes,
-}
-
-
-def load_dataset(name: str) -> Dataset:
-    """A data set by name."""
-    if name not in DATASETS:
-        raise UsageError(
-            f"data set {name!r} is unknown", code="dataset-unknown", hint=f"one of: {', '.join(sorted(DATASETS))}"
-        )
-    return DATASETS[name]()
-
-
-__all__ = ["Batch", "Dataset", "TensorDataset", "DATASETS", "Grid25", "Shapes", "digits", "load_dataset"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "TensorDataset",
+    "Source",
+    "DATASETS",
+    "Grid25",
+    "Shapes",
+    "digits",
+    "load_dataset",
+    "open_source",
+]

@@ -70,7 +70,7 @@ class QualityBench:
 
     Args:
         teacher: with its contract.
-        dataset: what the teacher was trained on.
+        dataset: what the teacher was trained on; None if that is not known here.
         num_samples: per set; 1,000 separates the controls on digits, 4,000 on grid25.
         guidance: w, None for the contract's default.
     """
@@ -78,7 +78,7 @@ class QualityBench:
     def __init__(
         self,
         teacher: Student,
-        dataset: Dataset,
+        dataset: Dataset | None,
         *,
         num_samples: int = 2000,
         guidance: float | None = None,

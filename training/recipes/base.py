@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from distill_rt.core.spec import StudentSpec
@@ -9,9 +10,48 @@ from distill_rt.training.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """What students of this recipe's teacher measured; `benchmarks/results/quality.json` has the rows, a test compares.
+
+    Args:
+        method: as `make quality` calls it.
+        nfe: evaluations of the network for one image.
+        c2st: how often a classifier tells the student's images from the teacher's, mean of the seeds; 0.5 is never.
+        passed: clears the bar of docs/methods.md with every seed.
+    """
+
+    method: str
+    nfe: int
+    c2st: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Args: spec: contract of the teacher; dataset: name for `load_dataset`; method: how it is trained."""
+    """Everything that a teacher's training needs.
+
+    Args:
+        spec: contract of the teacher.
+        dataset: name for `open_source`.
+        method: how it is trained.
+        minutes: of training on two shared cores of an AMD EPYC; None if nobody has measured it.
+        figures: of students of this teacher; empty if nobody has measured one.
+    """
 
     spec: StudentSpec
     dataset: str
     method: Method
+    minutes: float | None = None
+    figures: tuple[Figure, ...] = ()
+
+    def for_classes(self, num_classes: int) -> Recipe:
+        """The recipe for data with another number of classes; the label after the last one means none."""
+        condition = self.spec.condition
+        if condition.kind != "label" or condition.num_classes == num_classes:
+            return self
+        networks = tuple(
+            dataclasses.replace(network, config={**network.config, "num_labels": num_classes + 1})
+            for network in self.spec.networks
+        )
+        condition = dataclasses.replace(condition, num_classes=num_classes, null_label=num_classes)
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, condition=condition, networks=networks))

@@ -10,7 +10,7 @@ from distill_rt.core.process import VPCosine
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
 from distill_rt.training.methods.denoising import Denoising
-from distill_rt.training.recipes.base import Recipe
+from distill_rt.training.recipes.base import Figure, Recipe
 
 
 def digits_teacher() -> Recipe:
@@ -42,4 +42,10 @@ def digits_teacher() -> Recipe:
         default_steps=32,
         networks=(network,),
     )
-    return Recipe(spec=spec, dataset="digits", method=Denoising(steps=1500))
+    figures = (
+        Figure(method="progressive", nfe=4, c2st=0.508, passed=True),
+        Figure(method="consistency", nfe=1, c2st=0.598, passed=True),
+        Figure(method="consistency", nfe=4, c2st=0.649, passed=False),
+        Figure(method="guidance", nfe=16, c2st=0.507, passed=False),
+    )
+    return Recipe(spec=spec, dataset="digits", method=Denoising(steps=1500), minutes=2.2, figures=figures)

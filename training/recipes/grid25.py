@@ -10,12 +10,19 @@ from distill_rt.core.process import VPCosine
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
 from distill_rt.training.methods.denoising import Denoising
-from distill_rt.training.recipes.base import Recipe
+from distill_rt.training.recipes.base import Figure, Recipe
 
 
 def grid25_teacher() -> Recipe:
     """Without labels: a student must find all 25 modes from noise."""
-    return _recipe("grid25-teacher", "grid25", Condition(), Guidance(), num_labels=0)
+    figures = (
+        Figure(method="progressive", nfe=4, c2st=0.509, passed=True),
+        Figure(method="progressive", nfe=1, c2st=0.592, passed=True),
+        Figure(method="consistency", nfe=4, c2st=0.513, passed=True),
+        Figure(method="consistency", nfe=1, c2st=0.512, passed=True),
+        Figure(method="consistency-ect", nfe=1, c2st=0.514, passed=True),
+    )
+    return _recipe("grid25-teacher", "grid25", Condition(), Guidance(), num_labels=0, figures=figures)
 
 
 def grid25_labelled_teacher() -> Recipe:
@@ -26,10 +33,13 @@ def grid25_labelled_teacher() -> Recipe:
         Condition(kind="label", num_classes=5, null_label=5),
         Guidance(mode="cfg", min=1.0, max=3.0, default=2.0),
         num_labels=6,
+        figures=(Figure(method="guidance", nfe=16, c2st=0.492, passed=True),),
     )
 
 
-def _recipe(name: str, dataset: str, condition: Condition, guidance: Guidance, *, num_labels: int) -> Recipe:
+def _recipe(
+    name: str, dataset: str, condition: Condition, guidance: Guidance, *, num_labels: int, figures: tuple[Figure, ...]
+) -> Recipe:
     process = VPCosine()
     parameterization = Parameterization(prediction=Prediction.V)
     network = NetworkSpec(
@@ -46,4 +56,5 @@ def _recipe(name: str, dataset: str, condition: Condition, guidance: Guidance, *
         default_steps=32,
         networks=(network,),
     )
-    return Recipe(spec=spec, dataset=dataset, method=Denoising(steps=6000, batch_size=256, ema_decay=0.998))
+    method = Denoising(steps=6000, batch_size=256, ema_decay=0.998)
+    return Recipe(spec=spec, dataset=dataset, method=method, minutes=2.5, figures=figures)

@@ -1,6 +1,6 @@
 """The shapes teacher: class-conditional (kind and colour), with classifier-free guidance, on 32x32 RGB scenes.
 
-A UNet of 2.2 M parameters in v prediction on the cosine process, at a size that a GPU trains in minutes and a processor in hours.
+A UNet of 1.8 M parameters in v prediction on the cosine process, at a size that a GPU trains in minutes, a processor in hours.
 With ``--data DIR`` it is the recipe for one's own images at 32x32, labelled by folder.
 """
 
