@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import Guidance, NetworkSpec, StudentSpec
 from distill_rt.core.table import StepTable
 from distill_rt.models import build_network
@@ -24,12 +25,61 @@ def embed_guidance(teacher: StudentSpec) -> StudentSpec:
     return dataclasses.replace(teacher, guidance=guidance, networks=networks)
 
 
+def drop_guidance(teacher: StudentSpec) -> StudentSpec:
+    """The contract without guidance: what a student has that learns from data alone."""
+    networks = tuple(
+        NetworkSpec(kind=n.kind, config={k: v for k, v in n.config.items() if k != "guidance"})
+        for n in teacher.networks
+    )
+    return dataclasses.replace(teacher, guidance=Guidance(), networks=networks)
+
+
+def embed_second_time(spec: StudentSpec) -> StudentSpec:
+    """The contract with the target time as an input of the network.
+
+    Raises:
+        UsageError: a network that cannot take one.
+    """
+    if spec.condition.kind == "text":
+        raise UsageError(
+            f"{spec.name!r} reads text, and networks that do take no second time",
+            code="no-second-time",
+            hint="use a method whose student knows one time (docs/methods.md says which)",
+        )
+    scale = abs(float(spec.process.model_time(1.0)) - float(spec.process.model_time(0.0)))
+    networks = tuple(NetworkSpec(kind=n.kind, config={**n.config, "second_time": scale}) for n in spec.networks)
+    return dataclasses.replace(spec, networks=networks)
+
+
 def distilled_contract(
-    teacher: StudentSpec, *, method: str, plans: dict[int, StepTable], default_steps: int, settings: dict[str, Any]
+    teacher: StudentSpec,
+    *,
+    method: str,
+    plans: dict[int, StepTable],
+    default_steps: int,
+    settings: dict[str, Any],
+    guided: bool = True,
 ) -> StudentSpec:
-    """The contract of a student with these plans; guidance becomes an input if it was two evaluations."""
+    """The contract of a student with these plans.
+
+    Args:
+        guided: guidance becomes an input if it was two evaluations; False drops guidance. A plan that names a second time
+            makes it an input too.
+
+    Raises:
+        UsageError: a teacher that knows two times already, or a network that cannot learn to where the plans need it.
+    """
+    if teacher.uses_second_time:
+        raise UsageError(
+            f"{teacher.name!r} jumps between two times, and methods learn from models that know one",
+            code="teacher-two-times",
+            hint="distil its own teacher instead",
+        )
+    spec = embed_guidance(teacher) if guided else drop_guidance(teacher)
+    if any(table.uses_second_time for table in plans.values()):
+        spec = embed_second_time(spec)
     return dataclasses.replace(
-        embed_guidance(teacher),
+        spec,
         name=f"{teacher.name.removesuffix('-teacher')}-{method}",
         plans=plans,
         default_steps=default_steps,
@@ -41,6 +91,8 @@ def student_network(teacher: Teacher, spec: StudentSpec) -> nn.Module:
     """The student's network with the teacher's weights; inputs that the teacher lacks start at zero influence."""
     network = build_network(spec.networks[0])
     missing, unexpected = network.load_state_dict(teacher.network.state_dict(), strict=False)
+    if spec.guidance.mode == "none":  # a student of data alone leaves its teacher's guidance input behind
+        unexpected = [key for key in unexpected if not key.startswith("guidance.")]
     assert not unexpected, unexpected
     assert all(key.startswith(("guidance.", "second_time.")) for key in missing), missing
     return network

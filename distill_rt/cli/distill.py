@@ -1,7 +1,7 @@
 """Distil a teacher into a student of few steps.
 
-Methods: progressive, consistency, guidance, and feature_kd, which makes a student's network smaller (docs/methods.md).
-A killed run goes on with --resume.
+docs/methods.md has a card for every method: idea, what it needs, the contract it makes, measured quality. feature_kd makes a
+student's network smaller. A killed run goes on with --resume.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from distill_rt.cli.progress import progress_bar
 from distill_rt.cli.train import add_training_arguments, training_options, training_outcome
 
 EXTRA = "train"
+METHODS = (
+    "kd",
+    "progressive",
+    "tract",
+    "consistency",
+    "consistency_training",
+    "ect",
+    "rectified_flow",
+    "guidance",
+    "feature_kd",
+)
+"""What `training.methods.METHODS` holds, in its order: help must not wait for torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help="progressive, consistency, guidance or feature_kd")
+    parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="student directory of the teacher")
     parser.add_argument(
         "--steps", type=positive, help="steps of the student (4; feature_kd: all of the teacher's plans)"

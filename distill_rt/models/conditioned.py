@@ -21,14 +21,15 @@ from torch import Tensor, nn
 class ScalarBranch(nn.Module):
     """A scalar per image to a vector of width E, zero at the start.
 
-    Features are low-frequency (0.25 to 8 radians per unit): fast ones make a network vary wildly between the values it
+    Features are low-frequency (0.25 to 8 radians per `scale`): fast ones make a network vary wildly between the values it
     was trained on, and break every method that differentiates in time.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, num_frequencies: int = 16) -> None:
+    def __init__(self, width: int, num_frequencies: int = 16, *, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         frequencies = torch.exp(torch.linspace(math.log(0.25), math.log(8.0), num_frequencies))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.hidden = nn.Linear(2 * num_frequencies, width)
@@ -37,7 +38,7 @@ class ScalarBranch(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, value_B: Tensor) -> Tensor:
-        angle = value_B[:, None] * self.frequencies
+        angle = value_B[:, None] * (self.frequencies / self.scale)
         features = torch.cat([angle.sin(), angle.cos()], dim=1)
         out: Tensor = self.out(nn.functional.silu(self.hidden(features)))
         return out
@@ -51,11 +52,12 @@ class ConditionedNetwork(nn.Module):
         width: E.
         num_labels: labels including the null label; 0 takes no label.
         guidance: takes the guidance scale w as an input.
-        second_time: takes the target time as an input.
+        second_time: takes the target time as an input; the number is how many of the network's time units make one unit of
+            process time (True is 1).
     """
 
     def __init__(
-        self, backbone: nn.Module, width: int, *, num_labels: int = 0, guidance: bool = False, second_time: bool = False
+        self, backbone: nn.Module, width: int, *, num_labels: int = 0, guidance: bool = False, second_time: float = 0.0
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -63,7 +65,7 @@ class ConditionedNetwork(nn.Module):
         self.label = nn.Embedding(num_labels, width) if num_labels else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
-        self.second_time = ScalarBranch(width) if second_time else None
+        self.second_time = ScalarBranch(width, scale=float(second_time)) if second_time else None
         self.guidance = ScalarBranch(width) if guidance else None
         branches = {"second_time": self.second_time, "label": self.label, "guidance": self.guidance}
         self.condition_names = tuple(name for name, branch in branches.items() if branch is not None)

@@ -33,7 +33,8 @@ def build_network(spec: NetworkSpec) -> ConditionedNetwork | TextConditionedUNet
     """The network of a spec, with fresh weights (torch's global generator).
 
     `spec.config` holds the arguments of the diffusers class and, beside them, ``num_labels`` (labels including the null
-    label, 0 for none), ``guidance`` and ``second_time`` (whether the network takes these inputs); kinds that read text know
+    label, 0 for none), ``guidance`` and ``second_time`` (whether the network takes these inputs; the latter as the number of
+    network time units in one unit of process time); kinds that read text know
     ``guidance`` only.
 
     Raises:

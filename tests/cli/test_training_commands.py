@@ -20,6 +20,13 @@ RUN = [sys.executable, "-P", "-m", "distill_rt.cli.main"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+def test_help_lists_the_methods_that_there_are() -> None:
+    from distill_rt.cli import distill
+    from distill_rt.training.methods import METHODS
+
+    assert tuple(METHODS) == distill.METHODS
+
+
 def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
     words = ["train", "digits-teacher", "--out", "teacher", "--set", "steps=100000", "--json"]
     process = subprocess.Popen(

@@ -41,9 +41,11 @@ def batch_of(size: int, *, labelled: bool) -> tuple[Batch, Draws]:
 def test_a_new_student_is_exactly_its_conditional_teacher(labelled_teacher, name):
     spec = METHODS[name]().contract(labelled_teacher.spec)
     student = student_network(labelled_teacher, spec)
-    x, t, label = torch.randn(5, 2, 1, 1), torch.rand(5), torch.tensor([0, 1, 2, 3, 4])
+    x, t, s = torch.randn(5, 2, 1, 1), torch.rand(5), torch.rand(5) if spec.uses_second_time else None
+    label = torch.tensor([0, 1, 2, 3, 4])
     for w in (1.0, 2.5):
-        conditions = Conditions(label_B=label, w_B=torch.full((5,), w))
+        w_B = torch.full((5,), w) if spec.guidance.mode == "embedded" else None
+        conditions = Conditions(label_B=label, w_B=w_B, second_time_B=s)
         out = Predictor.of(spec, student).x0(x, t, conditions)
         expected = labelled_teacher.predictor.x0(x, t, Conditions(label_B=label))
         assert torch.equal(out, expected)
@@ -147,9 +149,12 @@ def test_methods_refuse_teachers_they_cannot_use():
 
 @pytest.mark.parametrize("name", FEWER_STEPS)
 def test_contracts_hold_their_own_tables(labelled_teacher, name):
-    spec = METHODS[name](steps=4).contract(labelled_teacher.spec)
-    assert spec.default_steps == 4
-    assert spec.guidance.mode == "embedded"
+    method = METHODS[name]()
+    spec = method.contract(labelled_teacher.spec)
+    assert spec.default_steps == method.steps
     for num_steps, table in spec.plans.items():
         assert table.num_evaluations == num_steps
-    assert spec.networks[0].config["guidance"] is True
+    # Who learns from data alone learns no guidance; its network has no input for it.
+    guided = {"consistency_training": "none", "ect": "none"}.get(name, "embedded")
+    assert spec.guidance.mode == guided
+    assert spec.networks[0].config.get("guidance", False) is (guided == "embedded")

@@ -27,12 +27,18 @@ TEACHERS = {"grid25": "40", "grid25-labelled": "40", "digits": "4"}
 TEACHER_SETTINGS = {"batch_size": "16", "warmup": "5", "peak_learning_rate": "0.001"}
 SETTINGS = {
     "progressive": {"guidance_iterations": "4", "stage_iterations": "4", "last_iterations": "5", "batch_size": "16"},
-    "consistency": {"iterations": "9", "batch_size": "16"},
     "guidance": {"iterations": "8", "batch_size": "16"},
     "feature_kd": {"iterations": "9", "batch_size": "16", "width": "0.5", "blocks": "base"},
+    "kd": {"iterations": "9", "batch_size": "16", "num_pairs": "40", "teacher_steps": "2"},
+    "tract": {"guidance_iterations": "3", "first_iterations": "4", "iterations": "4", "batch_size": "16"},
+    "rectified_flow": {"iterations": "5", "times": "2", "batch_size": "16", "num_pairs": "40", "ode_steps": "2"},
 }
-STEPS = {"feature_kd": 4}
-"""Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans."""
+BRIEF = {"iterations": "9", "batch_size": "16"}
+"""Settings of the methods that are not named above."""
+STEPS = {"feature_kd": 4, "kd": 1}
+"""Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans, a generator has one step."""
+UNGUIDED = ("consistency_training", "ect")
+"""They learn from data alone."""
 CASES = [
     ("progressive", "grid25"),
     ("progressive", "grid25-labelled"),
@@ -40,8 +46,8 @@ CASES = [
     ("consistency", "grid25"),
     ("consistency", "grid25-labelled"),
     ("guidance", "grid25-labelled"),
-    ("feature_kd", "grid25"),
-    ("feature_kd", "grid25-labelled"),
+    *((method, "grid25") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
+    *((method, "grid25-labelled") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
     ("feature_kd", "digits"),
 ]
 
@@ -62,7 +68,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def distill_case(method: str, teacher: Path, out: Path, **arguments: Any) -> dict[str, Any]:
-    settings = {**SETTINGS[method], **arguments.pop("settings", {})}
+    settings = {**SETTINGS.get(method, BRIEF), **arguments.pop("settings", {})}
     return distill(method, teacher, out, steps=STEPS.get(method, 2), settings=settings, **arguments)
 
 
@@ -138,7 +144,8 @@ def test_every_method_makes_a_student_that_samples(teachers, method, data, out):
     assert student.spec.provenance["teacher"] == teacher.digest
     assert student.spec.provenance["data"] == data
     assert student.spec.condition == teacher.spec.condition
-    guided = "cfg" if method == "feature_kd" else "embedded"  # a smaller network is guided as its teacher is
+    # a smaller network is guided as its teacher is
+    guided = "none" if method in UNGUIDED else "cfg" if method == "feature_kd" else "embedded"
     assert student.spec.guidance.mode == (guided if teacher.spec.guidance.mode == "cfg" else "none")
     check_samples(out)
     # A student is a student: nothing of training but its record is in it.
@@ -298,7 +305,7 @@ def test_an_unknown_recipe_lists_those_that_exist(out, recipe):
 def test_an_unknown_method_lists_those_that_exist(teachers, out, method):
     with pytest.raises(UsageError) as caught:
         distill(method, teachers["grid25"], out)
-    refused(caught, "method-unknown", "consistency, feature_kd, guidance, progressive", out.parent, set())
+    refused(caught, "method-unknown", ", ".join(sorted(METHODS)), out.parent, set())
 
 
 @pytest.mark.parametrize(

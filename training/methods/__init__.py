@@ -6,14 +6,44 @@ from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.methods.consistency import Consistency
+from distill_rt.training.methods.consistency_training import ConsistencyTraining
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.ect import EasyConsistencyTuning
 from distill_rt.training.methods.feature_kd import FeatureKD
 from distill_rt.training.methods.guidance import GuidanceDistillation
+from distill_rt.training.methods.kd import KnowledgeDistillation
 from distill_rt.training.methods.progressive import Progressive
+from distill_rt.training.methods.rectified_flow import RectifiedFlow
+from distill_rt.training.methods.tract import Tract
 
 METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (Progressive, Consistency, GuidanceDistillation, FeatureKD)
+    method.name: method
+    for method in (
+        KnowledgeDistillation,
+        Progressive,
+        Tract,
+        Consistency,
+        ConsistencyTraining,
+        EasyConsistencyTuning,
+        RectifiedFlow,
+        GuidanceDistillation,
+        FeatureKD,
+    )
 }
 """What ``distill-rt distill METHOD`` offers."""
 
-__all__ = ["Method", "Phase", "METHODS", "Consistency", "Denoising", "FeatureKD", "GuidanceDistillation", "Progressive"]
+__all__ = [
+    "Method",
+    "Phase",
+    "METHODS",
+    "Consistency",
+    "ConsistencyTraining",
+    "Denoising",
+    "EasyConsistencyTuning",
+    "FeatureKD",
+    "GuidanceDistillation",
+    "KnowledgeDistillation",
+    "Progressive",
+    "RectifiedFlow",
+    "Tract",
+]

@@ -2,7 +2,8 @@
 
 A method never sees the loop: the trainer owns optimisers, averages, checkpoints and progress, and asks the method which
 network to update (`phase`), for its losses (`losses`) and, at the end, for the contract of what it made (`contract`).
-To add one, write a dataclass with these members and list it in `distill_rt.training.methods.METHODS`.
+To add one, derive from `OneStage` (or write a dataclass with the members of `Method`) and list it in
+`distill_rt.training.methods.METHODS`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Teacher
+from distill_rt.training.student import student_network
 
 Networks = Mapping[str, nn.Module]
 
@@ -79,6 +82,55 @@ class Method(Protocol):
     def after_step(self, phase: Phase, step: int, networks: Networks) -> None:
         """Called after the update (averages that the method itself needs)."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OneStage:
+    """What most methods share: one network, one objective, a learning rate that falls to zero in every phase.
+
+    A method that derives from it adds its settings, `name`, `contract` and `losses`.
+
+    Args:
+        iterations: training steps.
+        batch_size: images of one step.
+        peak_learning_rate: at the start of a phase; it falls linearly to zero.
+        ema_decay: of the average that is exported; 0 exports the live weights.
+    """
+
+    name: ClassVar[str]
+
+    iterations: int = 1200
+    batch_size: int = 128
+    peak_learning_rate: float = 1e-3
+    ema_decay: float = 0.99
+
+    def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
+        return sequence([(self.name, self.iterations, 0)])
+
+    def learning_rate(self, phase: Phase, step: int) -> float:
+        return self.peak_learning_rate * (1.0 - (step - phase.start) / phase.iterations)
+
+    def contract(self, teacher: StudentSpec) -> StudentSpec:
+        raise NotImplementedError
+
+    def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
+        return {"student": student_network(teacher, self.contract(teacher.spec))}
+
+    def begin(self, phase: Phase, networks: Networks) -> None:
+        pass
+
+    def after_step(self, phase: Phase, step: int, networks: Networks) -> None:
+        pass
+
+
+def check_setting(ok: bool, expected: str) -> None:
+    """Refuse a setting out of its range.
+
+    Raises:
+        UsageError: `expected` says what the range is and what came.
+    """
+    if not ok:
+        raise UsageError(expected, code="setting-invalid")
 
 
 def sequence(phases: list[tuple[str, int, int]]) -> tuple[Phase, ...]:

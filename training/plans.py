@@ -1,0 +1,13 @@
+"""Which numbers of steps a student offers, and at which times."""
+
+from __future__ import annotations
+
+
+def uniform_times(num_steps: int, *, start: float = 1.0) -> list[float]:
+    """`num_steps` process times from `start`, evenly down to but without 0."""
+    return [start * (1.0 - i / num_steps) for i in range(num_steps)]
+
+
+def powers_of_two(steps: int) -> list[int]:
+    """1, 2, 4, ... up to `steps`, and `steps` itself."""
+    return sorted({steps} | {2**k for k in range(steps.bit_length()) if 2**k <= steps})
