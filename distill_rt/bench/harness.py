@@ -86,7 +86,7 @@ def bench_engine(
             precision=body.precision,
             num_threads=body.options["num_threads"],
             batches=body.batches,
-            machine=_machine(),
+            machine=describe_machine(),
             load=LoadReport(load_ms=pipeline.load_ms, engine_bytes=_size(Path(engine))),
             peak_memory_bytes=_peak_memory_bytes(),
             runs=tuple(runs),
@@ -138,7 +138,8 @@ def _column(results: Sequence[Result], stage: str) -> NDArray[np.float64]:
     return np.array([result.timings_ms[stage] for result in results])
 
 
-def _machine() -> Machine:
+def describe_machine() -> Machine:
+    """This machine and how busy it is."""
     return Machine(
         processor=processor.name(),
         cores=processor.available_cores(),

@@ -50,7 +50,7 @@ def describe_bundle(directory: Path) -> Outcome:
     body = decode_body(manifest, BundleBody, directory)
     about = {
         "student": body.student_digest,
-        "mode": body.mode,
+        "mode": _mode(body),
         "made with": ", ".join(f"{name} {version}" for name, version in body.versions.items()),
     }
     rows = [
@@ -58,7 +58,12 @@ def describe_bundle(directory: Path) -> Outcome:
         for name, part in body.components.items()
     ]
     components = table(["component", "graph", "opset", "weights", "inputs", "outputs"], rows)
-    data = {"student_digest": body.student_digest, "mode": body.mode, "versions": body.versions} | {
+    data = {
+        "student_digest": body.student_digest,
+        "mode": body.mode,
+        "steps": body.steps,
+        "versions": body.versions,
+    } | {
         "components": {
             name: {
                 "file": part.file,
@@ -80,6 +85,7 @@ def describe_engine(directory: Path) -> Outcome:
     about = {
         "target": body.target,
         "precision": body.precision,
+        "mode": _mode(body),
         "images per call": ", ".join(map(str, body.batches)),
         "components": ", ".join(body.components),
         "left out": f"{', '.join(map(str, left_out))} (not the bits of a single image)" if left_out else None,
@@ -91,6 +97,8 @@ def describe_engine(directory: Path) -> Outcome:
     data = {
         "target": body.target,
         "precision": body.precision,
+        "mode": body.mode,
+        "steps": body.steps,
         "batches": list(body.batches),
         "components": list(body.components),
         "tokenizer": body.tokenizer,
@@ -112,6 +120,10 @@ def describe_engine(directory: Path) -> Outcome:
         _gate(directory, body.gate),
     ]
     return _outcome(directory, manifest, body.spec, data, blocks)
+
+
+def _mode(body: BundleBody | EngineBody) -> str:
+    return body.mode if body.steps is None else f"{body.mode} of {body.steps} steps"
 
 
 _DESCRIBE: dict[Kind, Callable[[Path], Outcome]] = {

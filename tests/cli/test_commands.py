@@ -176,6 +176,28 @@ def test_bench(engine: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "images/s" in capsys.readouterr().out
 
 
+def test_bench_compares(engine: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "compare.json"
+    words = [
+        "bench",
+        str(engine),
+        "--compare-modes",
+        str(engine),
+        "--requests",
+        "3",
+        "--warmup",
+        "1",
+        "--out",
+        str(out),
+    ]
+    data = run_json(words, capsys)
+    assert json.loads(out.read_text()) == data
+    assert [(item["mode"], item["equal"]) for item in data["variants"]] == [("step", 1.0)] * 2
+    assert main(words) == 0
+    assert "3 of 1 images for each engine" in capsys.readouterr().out
+    assert main([*words, "--num-images", "1,4"]) == 2
+
+
 def test_bench_refuses(engine: Path, tmp_path: Path, capsys: Capture) -> None:
     for flags in (["--plot", str(tmp_path / "a.txt")], ["--steps", "7"], ["--label", "11"], ["--num-images", "5000"]):
         assert main(["bench", str(engine), *flags]) == 2
