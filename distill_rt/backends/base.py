@@ -33,10 +33,12 @@ class CompileOptions:
         precision: of the arithmetic inside of the networks; inputs and outputs stay float32.
         num_threads: threads of one call. It is part of the engine: a runtime that chose its own number would change
             speed and, on some backends, the last bits.
+        refittable: other weights can be put into the compiled components (`RefittingBackend`).
     """
 
     precision: Precision
     num_threads: int
+    refittable: bool = False
 
     def __post_init__(self) -> None:
         if self.num_threads < 1:
@@ -82,6 +84,8 @@ class Backend(Protocol):
     typed_graphs: ClassVar[bool]
     """Whether a component computes in the types of its graph. `compile` then gets a graph in the precision that was asked for
     (`distill_rt.export.precision`); else a float32 graph, and the backend chooses the arithmetic."""
+    can_refit: ClassVar[bool]
+    """Whether it is a `RefittingBackend`."""
     runs_on: ClassVar[Literal["host", "cuda"]]
     """Where programs read and write: in NumPy memory, or in the memory of a CUDA device."""
     rewrites: ClassVar[tuple[str, ...]]
@@ -172,6 +176,32 @@ class Backend(Protocol):
 
         Raises:
             TargetError: the runtime refuses the files.
+        """
+        ...
+
+
+class RefittingBackend(Backend, Protocol):
+    """A backend whose compiled components take other weights of the same network: seconds instead of a build."""
+
+    def refit(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        component: Component,
+        weights: Mapping[str, Array],
+        out_dir: Path,
+        stem: str,
+    ) -> tuple[str, ...]:
+        """Write a copy of what `compile` wrote with other weights.
+
+        Args:
+            directory, files: of an engine that was compiled with `CompileOptions.refittable`.
+            weights: every initializer of the component's weight manifest by name, float32.
+            out_dir, stem: as for `compile`.
+
+        Raises:
+            UsageError: it was not compiled for that, or a weight is missing or has another size.
+            TargetError: the library refuses.
         """
         ...
 

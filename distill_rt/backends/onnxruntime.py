@@ -45,6 +45,7 @@ class OnnxRuntime:
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
+    can_refit: ClassVar[bool] = False
     bit_exact_batches: ClassVar[bool] = True
     rewrites: ClassVar[tuple[str, ...]] = ("decompose-group-norm/1",)
 

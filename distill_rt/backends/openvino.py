@@ -49,6 +49,7 @@ class OpenVINO:
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
+    can_refit: ClassVar[bool] = False
     bit_exact_batches: ClassVar[bool] = False
     rewrites: ClassVar[tuple[str, ...]] = (
         "fold-upsampling/1",

@@ -49,6 +49,7 @@ class Inductor:
     bit_exact_batches: ClassVar[bool] = False
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = True
+    can_refit: ClassVar[bool] = False
     # GroupNormalization stays whole: inductor fuses it with what surrounds it.
     rewrites: ClassVar[tuple[str, ...]] = ()
 

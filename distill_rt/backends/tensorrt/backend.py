@@ -9,13 +9,14 @@ Not run on a GPU yet: everything after the build.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distill_rt.backends.base import CompileOptions
+from distill_rt.backends.base import Array, CompileOptions
 from distill_rt.backends.cache import engines_directory
 from distill_rt.backends.cuda.backend import GpuBackend
 from distill_rt.backends.cuda.kernels import put_kernels
@@ -32,8 +33,9 @@ from distill_rt.backends.tensorrt.library import TITLES, Flavour, load_library
 from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, Plan, PlanInfo, open_plan, read_info, write_plan
 from distill_rt.backends.tensorrt.profiles import make_profiles
 from distill_rt.backends.tensorrt.program import TensorRTProgram
+from distill_rt.backends.tensorrt.refit import refit_plan, refittable_weights
 from distill_rt.core.artifacts import Component, Precision
-from distill_rt.core.errors import TargetError
+from distill_rt.core.errors import TargetError, UsageError
 from distill_rt.core.optional import installed
 from distill_rt.core.spec import TensorSpec
 from distill_rt.kernels.aot import source_digest
@@ -50,6 +52,7 @@ class TensorRT(GpuBackend):
     bit_exact_batches: ClassVar[bool] = False
     joins_batches: ClassVar[bool] = True
     typed_graphs: ClassVar[bool] = True
+    can_refit: ClassVar[bool] = True
     # GroupNormalization stays whole: TensorRT fuses it with the SiLU that follows.
     rewrites: ClassVar[tuple[str, ...]] = ()
     several_devices: ClassVar[bool] = False
@@ -93,6 +96,7 @@ class TensorRT(GpuBackend):
             "precision": options.precision,
             "capabilities": list(self.capabilities),
             "profiles": "a point per batch, and one range over them",
+            "refittable": options.refittable,
             **build_settings(load_library(self.flavour)),
         }
 
@@ -117,7 +121,11 @@ class TensorRT(GpuBackend):
         self.check(options)
         library = load_library(self.flavour)
         profiles = make_profiles([{"B": batch} for batch in batches])
-        build = BuildOptions(capabilities=self.capabilities, timing_cache=self._timing_cache(library.version))
+        build = BuildOptions(
+            capabilities=self.capabilities,
+            refittable=refittable_weights(library, onnx_path, component) if options.refittable else (),
+            timing_cache=self._timing_cache(library.version),
+        )
         start = time.perf_counter()
         built = build_plan(library, onnx_path, component.inputs, profiles, build)
         info = PlanInfo(
@@ -133,6 +141,30 @@ class TensorRT(GpuBackend):
 
     def add_kernels(self, directory: Path) -> None:
         put_kernels(directory, self.capabilities)
+
+    def refit(
+        self,
+        directory: Path,
+        files: Sequence[str],
+        component: Component,
+        weights: Mapping[str, Array],
+        out_dir: Path,
+        stem: str,
+    ) -> tuple[str, ...]:
+        """See `RefittingBackend.refit`. Not run on a GPU yet."""
+        self.driver().use()
+        plan = self.open_plan(directory, files, component.inputs, component.outputs)
+        if not plan.info.refittable:
+            raise UsageError(
+                f"{directory / files[0]} was not compiled to take other weights",
+                code="refit-unsupported",
+                hint="compile it once with --refittable",
+            )
+        start = time.perf_counter()
+        refit_plan(plan, weights)
+        engine = plan.engine
+        info = dataclasses.replace(plan.info, build_seconds=round(time.perf_counter() - start, 3))
+        return write_plan(out_dir, f"{stem}{PLAN_SUFFIX}", bytes(engine.serialize()), info)
 
     def open_file(
         self, directory: Path, files: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -190,6 +222,16 @@ class TensorRTRTX(TensorRT):
 
     def cannot_build(self) -> str | None:
         return None
+
+    def check(self, options: CompileOptions) -> None:
+        super().check(options)
+        missing = self._no_matching_gpu() if options.refittable else None
+        if missing is not None:
+            raise TargetError(
+                f"{TITLES[self.flavour]} builds plans that take other weights only where it can run them, and {missing}",
+                code="build-needs-target",
+                hint="compile it on its target, or leave --refittable out",
+            )
 
     def _timing_cache(self, version: str) -> Path | None:
         return None  # it measures nothing
