@@ -80,7 +80,11 @@ def _open(directory: Path, *, ungated: bool) -> Engine:
     body = decode_body(manifest, EngineBody, directory)
     _check_consistent(body, manifest, directory)
     verify_files(directory, manifest)
-    options = CompileOptions(precision=body.precision, num_threads=body.options["num_threads"])
+    options = CompileOptions(
+        precision=body.precision,
+        num_threads=body.options["num_threads"],
+        refittable=body.options.get("refittable") is True,
+    )
     backend = check_engine(body, directory, options)
     if body.gate is None and not ungated:
         raise GateError(

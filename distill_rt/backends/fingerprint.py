@@ -78,7 +78,7 @@ def check_engine(body: EngineBody, directory: Path, options: CompileOptions) -> 
             hint=f"copy it to a machine with {backend.device}; it is whole",
         )
     here = {"rewrites": list(backend.rewrites), "recipe": RECIPE, "machine": backend.fingerprint_parts(options)}
-    for name, was, now in _differences({key: parts.get(key) for key in here}, here):
+    for name, was, now in differences({key: parts.get(key) for key in here}, here):
         raise TargetError(
             f"{directory} is stale: {_explain(name, was, now)}",
             code="engine-stale",
@@ -99,10 +99,11 @@ def _backend_of(body: EngineBody, directory: Path) -> Backend:
         ) from error
 
 
-def _differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, was, now) of every part that differs."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in sorted(was.keys() | now.keys()):
-            yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif was != now:
         yield name, was, now
 

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=["fp32", "bf16", "fp16"], help="of the arithmetic (the target's default)"
     )
     parser.add_argument("--threads", type=positive, help="threads of one call (every physical core)")
+    parser.add_argument(
+        "--refittable", action="store_true", help="let distill-rt refit put other weights into the engine (TensorRT)"
+    )
     parser.add_argument("--no-cache", action="store_true", help="build it in any case, and leave the cache alone")
     add_force(parser)
 
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> Outcome:
             precision=args.precision,
             batches=tuple(args.batch),
             num_threads=args.threads,
+            refittable=args.refittable,
             force=args.force,
             use_cache=not args.no_cache,
             progress=progress,

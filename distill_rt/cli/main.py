@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "a student to a bundle: ONNX graphs and golden outputs",
     "tune": "try lossy passes on a plan; one enters if it beats fewer steps",
     "compile": "a bundle to an engine for one target, checked against the student",
+    "refit": "the weights of another bundle into a compiled engine, without a build",
     "generate": "images from an engine",
     "bench": "latency, throughput and memory of an engine",
     "inspect": "what a student, bundle or engine is",

@@ -25,9 +25,10 @@ from distill_rt.core.noise import image_seeds
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.tokenizer import Tokenizer, Tokens
 from distill_rt.runtime.batching import Chunk, split
+from distill_rt.runtime.open_worker import open_worker
 from distill_rt.runtime.request import Request, Result, StepUpdate
 from distill_rt.runtime.timing import Stopwatch
-from distill_rt.runtime.worker import OnRow, Pixels, Work, Worker, make_worker
+from distill_rt.runtime.worker import OnRow, Pixels, Work, Worker
 
 OnStep = Callable[[StepUpdate], None]
 Crew = dict[int, Worker]
@@ -267,7 +268,7 @@ class Pipeline:
         crew[chunk.batch].run(work, images_BHWC[members], watch, on_row)
 
     def _open(self, crew: Crew, batch: int) -> None:
-        crew[batch] = make_worker(self._engine, batch, capture=self._capture)
+        crew[batch] = open_worker(self._engine, batch, capture=self._capture)
 
     @contextlib.contextmanager
     def _crew(self) -> Iterator[Crew]:

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_rt.backends.engine import Engine
 from distill_rt.runtime.timing import Stopwatch
 
 Pixels = NDArray[np.uint8]
@@ -62,26 +61,3 @@ class Worker(Protocol):
             on_row: called after every row of the table, for previews.
         """
         ...
-
-
-def make_worker(engine: Engine, batch: int, *, capture: bool = True) -> Worker:
-    """Load one compiled batch of an engine and warm it up.
-
-    Args:
-        capture: on a GPU, capture every plan as one graph; False launches every kernel of every request.
-
-    Raises:
-        TargetError: the backend's runtime refuses the files, or a request cannot be captured.
-        ResourceError: not enough GPU memory.
-    """
-    if engine.body.mode == "trajectory":  # one call; on a GPU its buffers are the host's, too
-        from distill_rt.runtime.host_trajectory import HostTrajectoryWorker
-
-        return HostTrajectoryWorker.load(engine, batch)
-    if engine.backend.runs_on == "host":
-        from distill_rt.runtime.host_step import HostStepWorker
-
-        return HostStepWorker.load(engine, batch)
-    from distill_rt.runtime.cuda.graph_worker import GraphWorker
-
-    return GraphWorker.load(engine, batch, capture=capture)

@@ -7,45 +7,23 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from handmade import GuidanceMode, write_bundle
+from handmade_trajectory import STEPS, trajectory_bundle
 
 from distill_rt.core import codec
 from distill_rt.core.artifacts import BundleBody
 from distill_rt.core.errors import ArtifactError, GateError, UsageError
-from distill_rt.core.manifest import write_manifest
 from distill_rt.core.noise import image_seeds, unit_noise
 from distill_rt.export import compile_bundle
 from distill_rt.export.bundle import open_bundle
-from distill_rt.export.golden import Golden, load_golden, save_golden
+from distill_rt.export.golden import Golden, load_golden
 from distill_rt.export.trajectory_bundle import join_components
 from distill_rt.runtime.pipeline import Pipeline
-
-STEPS = 4
-
-
-def trajectory_bundle(
-    path: Path,
-    guidance: GuidanceMode = "embedded",
-    edit_golden: Callable[[Golden], Golden] = lambda golden: golden,
-    *,
-    limit_bytes: int = 1 << 30,
-) -> Path:
-    """What `export_student` makes of a student, without torch."""
-    step = open_bundle(write_bundle(path, guidance))
-    golden = load_golden(path / step.body.golden)
-    runs = tuple(run for run in golden.trajectories if run.steps == STEPS)
-    components = join_components(path, step.body.components, step.body.spec, runs, single_file_limit_bytes=limit_bytes)
-    save_golden(path / step.body.golden, edit_golden(Golden(components={}, trajectories=runs)))
-    body = dataclasses.replace(step.body, mode="trajectory", steps=STEPS, components=components)
-    (path / "bundle.json").unlink()
-    write_manifest(path, "bundle", codec.to_json(body))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from fake_cuda import FakeCuda, array_at
+from onnx import numpy_helper
 
 from distill_rt.backends.tensorrt.builder import BuildOptions, BuiltPlan
 from distill_rt.backends.tensorrt.library import Library
@@ -93,9 +95,19 @@ class Context:
 class Engine:
     """ICudaEngine."""
 
-    def __init__(self, session: Any, cuda: FakeCuda, logger: Any, num_profiles: int) -> None:
-        self._session, self._cuda, self._logger = session, cuda, logger
+    def __init__(self, plan: bytes, cuda: FakeCuda, logger: Any, num_profiles: int) -> None:
+        self._cuda, self._logger = cuda, logger
         self.num_optimization_profiles = num_profiles
+        self.load(plan)
+
+    def load(self, plan: bytes) -> None:
+        self.plan = plan
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+
+    def serialize(self) -> bytes:
+        return self.plan
 
     @property
     def num_io_tensors(self) -> int:
@@ -114,6 +126,36 @@ class Engine:
         return Context(self._session, self._cuda, self._logger)
 
 
+class Refitter:
+    """Refitter: keeps pointers until `refit_cuda_engine`, as the real one does."""
+
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        self._engine = engine
+        self._model = onnx.load_from_string(engine.plan)
+        self._initializers = {item.name: item for item in self._model.graph.initializer}
+        self._given: dict[str, tuple[int, int]] = {}
+
+    def get_weights_prototype(self, name: str) -> Any:
+        size = int(np.prod(self._initializers[name].dims))
+        return SimpleNamespace(dtype="FLOAT", size=size)
+
+    def set_named_weights(self, name: str, weights: tuple[str, int, int]) -> bool:
+        _, address, size = weights
+        self._given[name] = (address, size)
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        return []
+
+    def refit_cuda_engine(self) -> bool:
+        for name, (address, size) in self._given.items():
+            item = self._initializers[name]
+            values = array_at(address, (size,), np.float32).reshape(tuple(item.dims))
+            item.CopyFrom(numpy_helper.from_array(values.copy(), name))
+        self._engine.load(self._model.SerializeToString())
+        return True
+
+
 def make_library(cuda: FakeCuda, version: str = "11.4.0.106") -> tuple[Library, Callable[..., BuiltPlan]]:
     """A TensorRT on a driver, and a `build_plan` for it."""
     num_profiles = {}
@@ -126,12 +168,17 @@ def make_library(cuda: FakeCuda, version: str = "11.4.0.106") -> tuple[Library, 
             if plan not in num_profiles:
                 self._logger.log(self._logger.ERROR, "Serialization assertion plan_size == header.size failed.")
                 return None
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = 1
-            session = ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
-            return Engine(session, cuda, self._logger, num_profiles[plan])
+            return FileEngine(plan, cuda, self._logger, num_profiles[plan])
+
+    class FileEngine(Engine):
+        def serialize(self) -> bytes:
+            num_profiles[self.plan] = self.num_optimization_profiles
+            return self.plan
 
     trt = SimpleNamespace(
+        Refitter=Refitter,
+        DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT"),
+        Weights=lambda dtype, address, size: (dtype, address, size),
         __version__=version,
         ILogger=Logger,
         Runtime=Runtime,

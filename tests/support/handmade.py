@@ -150,17 +150,19 @@ def write_bundle(
     guidance: GuidanceMode = "embedded",
     *,
     num_networks: int = 1,
+    seed: int = 0,
     edit_model: Callable[[onnx.ModelProto], None] = lambda model: None,
     edit_golden: Callable[[Golden], Golden] = lambda golden: golden,
 ) -> Path:
     """A bundle that `distill_rt.export.compile` accepts.
 
     Args:
+        seed: of the weights.
         edit_model: changes the written graphs, but not what the golden outputs are made with.
         edit_golden: changes the golden outputs.
     """
     spec = make_spec(guidance, num_networks)
-    models = [make_model(spec, seed) for seed in range(num_networks)]
+    models = [make_model(spec, seed + i) for i in range(num_networks)]
     evaluators = [ReferenceEvaluator(model) for model in models]
 
     def evaluate(name: str, inputs: Mapping[str, Array]) -> Array:

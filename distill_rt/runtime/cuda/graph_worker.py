@@ -83,13 +83,16 @@ class GraphWorker:
         driver.use()
         smallest = engine.body.batches[0]
         programs = {}
-        for name in spec.components():
+        for name in engine.body.parts:
             compiled = {item.batch for item in engine.body.components[name]}
             programs[name] = engine.load_device(name, batch if batch in compiled else smallest)
         launcher = PackLauncher(engine.directory, driver)
-        request = StepRequest(spec, programs, batch, driver, launcher)
+        trajectory = engine.body.steps  # its plan; None in step mode
+        make = StepRequest if trajectory is None else TrajectoryRequest
+        request = make(spec, programs, batch, driver, launcher)
         notes = (launcher.note,) if launcher.note else ()
-        return cls(spec, request, backend, spec.steps, capture=capture, notes=notes)
+        plans = spec.steps if trajectory is None else (trajectory,)
+        return cls(spec, request, backend, plans, capture=capture, notes=notes)
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         driver = self._driver

@@ -9,6 +9,7 @@ from distill_rt.backends.base import component_batch
 from distill_rt.backends.cuda.arena import planned_bytes
 from distill_rt.core.artifacts import EngineBody
 from distill_rt.runtime.cuda.step_request import request_buffers
+from distill_rt.runtime.cuda.trajectory_request import trajectory_buffers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +37,9 @@ def plan_memory(directory: Path, body: EngineBody) -> MemoryPlan:
     estimates = body.options.get("activation_bytes", {})
     buffers = activations = 0
     for batch in body.batches:
-        buffers += planned_bytes(request_buffers(body.spec, batch))
-        for name, (inputs, outputs) in body.spec.components().items():
+        own = request_buffers(body.spec, batch) if body.mode == "step" else trajectory_buffers(batch)
+        buffers += planned_bytes(own)
+        for name, (inputs, outputs) in body.parts.items():
             rows = component_batch(body.spec, name, batch)
             tensors = {tensor.name: (tensor.concrete(rows), tensor.dtype) for tensor in (*inputs, *outputs)}
             buffers += planned_bytes(tensors)
