@@ -142,7 +142,7 @@ def test_a_batch_with_other_bits_is_left_out(bundle: Path, tmp_path: Path, monke
     def exact_up_to_2(reference: Program, program: Program, inputs: Any) -> bool:
         return len(program.outputs["prediction"]) <= 2
 
-    monkeypatch.setattr("distill_rt.export.compile.same_bits", exact_up_to_2)
+    monkeypatch.setattr("distill_rt.export.engine_builder.same_bits", exact_up_to_2)
     stages = Stages()
     out = compile_bundle(bundle, ORT, tmp_path / "engine", batches=(2, 4), progress=stages)
     body = open_engine(out).body
@@ -153,7 +153,7 @@ def test_a_batch_with_other_bits_is_left_out(bundle: Path, tmp_path: Path, monke
 
 
 def test_openvino_keeps_every_batch(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_rt.export.compile.same_bits", lambda *args: False)
+    monkeypatch.setattr("distill_rt.export.engine_builder.same_bits", lambda *args: False)
     body = open_engine(compile_bundle(bundle, OV, tmp_path / "engine", batches=(2, 4))).body
     assert body.batches == (2, 4)
     assert body.options["bit_exact_batches"] is False

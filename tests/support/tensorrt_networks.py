@@ -81,7 +81,7 @@ def text_unet(directory: Path) -> tuple[Path, Component]:
     weights = [name for name, _ in [*network.named_parameters(), *network.named_buffers()]]
     onnx_graph._clean(program.model, set(weights))
     path = directory / "text_unet.onnx"
-    onnx_graph._save(program.model, path, onnx_graph.SINGLE_FILE_LIMIT_BYTES)
+    save_model(program.model, path)
     component = Component(
         file=path.name,
         inputs=TEXT_INPUTS,
