@@ -13,6 +13,7 @@ from distill_rt.core.artifacts import Component
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.spec import TensorSpec
 from distill_rt.export import export_student, onnx_graph
+from distill_rt.export.model_file import save_model
 from distill_rt.models import build_network, save_student
 from distill_rt.training.recipes.digits import digits_teacher
 
