@@ -52,6 +52,7 @@ def describe_bundle(directory: Path) -> Outcome:
         "student": body.student_digest,
         "mode": _mode(body),
         "made with": ", ".join(f"{name} {version}" for name, version in body.versions.items()),
+        "lossy pass": None if body.lossy is None else body.lossy.chosen or f"none of {len(body.lossy.trials)} tried",
     }
     rows = [
         [name, part.file, part.opset, len(part.initializers), _tensors(part.inputs), _tensors(part.outputs)]
@@ -64,6 +65,7 @@ def describe_bundle(directory: Path) -> Outcome:
         "steps": body.steps,
         "versions": body.versions,
     } | {
+        "lossy": codec.to_json(body.lossy),
         "components": {
             name: {
                 "file": part.file,
@@ -73,7 +75,7 @@ def describe_bundle(directory: Path) -> Outcome:
                 "outputs": codec.to_json(part.outputs),
             }
             for name, part in body.components.items()
-        }
+        },
     }
     return _outcome(directory, manifest, body.spec, data, [pairs(about), components])
 

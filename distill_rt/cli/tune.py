@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Outcome:
     options = f" --target {report.target} --precision {report.precision}"
     going_on = f"compile it: distill-rt compile {args.out}{options} --out ENGINE"
     text = "\n\n".join([lossy_text(report), going_on])
-    return Outcome(data={"path": str(args.out), "lossy": codec.to_json(report)}, text=text)
+    return Outcome(data={"path": str(args.out), "report": codec.to_json(report)}, text=text)
 
 
 def lossy_text(report: LossyReport) -> str:

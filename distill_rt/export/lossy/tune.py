@@ -60,7 +60,7 @@ def tune_bundle(
     batch: int = 1,
     num_threads: int | None = None,
     small: str | Path | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> LossyReport:
@@ -75,7 +75,7 @@ def tune_bundle(
         target, precision, batch, num_threads: what to measure on, as `distill_rt.export.compile.compile_bundle` takes them.
         steps: the plan; None is the contract's default.
         small: step bundle of a smaller network with the same contract, for ``t-stitch``.
-        seconds: of timing, about, for the comparison and again for the confirmation.
+        seconds: of timing, about, for the comparison and again for the confirmation; None takes `SECONDS`.
         force: replace what stands at `out`.
         progress: told the stages.
 
@@ -108,7 +108,14 @@ def tune_bundle(
             small=_small(small),
         )
         compare, confirm = _requests(spec, golden, 1), _requests(spec, golden, 2)
-        found = search(student, kinds, compare=compare, confirm=confirm, seconds=seconds, progress=progress)
+        found = search(
+            student,
+            kinds,
+            compare=compare,
+            confirm=confirm,
+            seconds=SECONDS if seconds is None else seconds,
+            progress=progress,
+        )
         chosen = found.chosen or Candidate(kind="", name="", spec=spec, components=student.components)
         progress("writing the bundle")
         runs = [run for run in golden.trajectories if run.steps == plan]
