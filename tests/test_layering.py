@@ -40,6 +40,7 @@ TORCH_PARTS = ("distill_rt/models/", "distill_rt/training/")
 INDUCTOR = "distill_rt/backends/inductor/"
 INDUCTOR_TORCH = tuple(f"{INDUCTOR}{name}" for name in ("graph/", "package.py", "programs.py", "device_programs.py"))
 """What is imported once an inductor target is chosen; the rest of the folder answers without torch."""
+FILE_LOCKS = ("distill_rt/backends/cache.py", "distill_rt/export/quantize/environment.py")
 HOMES = {
     # package -> (where it may be imported at all, where also at the top of a file)
     "torch": (
@@ -58,6 +59,7 @@ HOMES = {
             "distill_rt/export/onnx_graph.py",
             "distill_rt/export/trajectory_bundle.py",
             "distill_rt/export/passes/fold.py",
+            "distill_rt/export/quantize/",
         ),
         (),
     ),
@@ -79,7 +81,7 @@ HOMES = {
         ("distill_rt/runtime/images.py", "distill_rt/training/"),
     ),
     "datasets": (("distill_rt/training/data/huggingface.py",), ()),
-    "filelock": (("distill_rt/backends/cache.py",), ("distill_rt/backends/cache.py",)),
+    "filelock": (FILE_LOCKS, FILE_LOCKS),
     "platformdirs": (("distill_rt/backends/cache.py",), ()),
 }
 

@@ -3,7 +3,8 @@
 Targets: openvino:cpu, onnxruntime:cpu, tensorrt:sm90, tensorrt-rtx:sm86+sm89 (builds without a GPU), inductor:cuda and
 inductor:cpu (need torch and a C++ compiler), auto (the best of this machine; distill-rt doctor lists them). An engine for
 another machine carries its golden outputs: there, distill-rt verify ENGINE --gate compares it with the student, and nothing
-generates with it before.
+generates with it before. fp8 and int8 (TensorRT targets) need nvidia-modelopt in an environment of its own:
+distill-rt doctor --setup-modelopt.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="ENGINE", help="the engine directory to write")
     parser.add_argument("--batch", type=positives, default=[1], metavar="1,4,16", help="images per call to compile (1)")
     parser.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], help="of the arithmetic (the target's default)"
+        "--precision", choices=["fp32", "bf16", "fp16", "fp8", "int8"], help="of the arithmetic (the target's default)"
     )
     parser.add_argument("--threads", type=positive, help="threads of one call (every physical core)")
     parser.add_argument(

@@ -17,8 +17,10 @@ from distill_rt.backends.cache import engines_directory
 from distill_rt.backends.cuda_device import CudaDevice, cuda_devices
 from distill_rt.backends.registry import BACKENDS, FAMILIES, ON_REQUEST, Target, backend_for
 from distill_rt.cli.outcome import Outcome, pairs, size, table
+from distill_rt.cli.progress import progress_bar
 from distill_rt.core.errors import DistillError
 from distill_rt.core.optional import installed
+from distill_rt.export.quantize.environment import SETUP_COMMAND, find_python, worker_python
 from distill_rt.kernels import available_implementations
 
 EXTRA = "cpu"
@@ -44,11 +46,17 @@ PACKAGES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    parser.add_argument(
+        "--setup-modelopt",
+        action="store_true",
+        help="make the environment that --precision fp8 and int8 of TensorRT targets need (once, 0.4 GB to download)",
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    del args
+    if args.setup_modelopt:
+        with progress_bar() as progress:
+            worker_python(progress)
     packages = {name: _version(name) for name in PACKAGES}
     gpus, no_gpu = cuda_devices()
     targets = {name: _target(name) for name in [*BACKENDS, *ON_REQUEST]}
@@ -70,6 +78,7 @@ def run(args: argparse.Namespace) -> Outcome:
         "kernels": list(available_implementations()),
         "packages": packages,
         "targets": targets,
+        "modelopt": _modelopt(),
         "cache": {"path": str(cache), "writable": _writable(cache), "engines": engines, "size_bytes": num_bytes},
     }
     return Outcome(data=data, text=_text(data))
@@ -85,6 +94,7 @@ def _text(data: dict[str, Any]) -> str:
         "instruction sets": " ".join(cpu["instruction_sets"]) or "unknown",
         "GPUs": ", ".join(data["gpus"]) or data["no_gpu"],
         "kernels": native,
+        "modelopt": data["modelopt"]["python"] or data["modelopt"]["reason"],
         "engine cache": f"{cache['path']}: {held}",
     }
     targets = table(
@@ -137,6 +147,16 @@ def _why(no_build: str | None, no_run: str | None) -> str | None:
     if no_build is not None and no_run is None:
         return f"runs; {no_build}"
     return no_build
+
+
+def _modelopt() -> dict[str, str | None]:
+    """The Python that quantises for TensorRT, or why there is none."""
+    try:
+        python = find_python()
+    except DistillError as error:
+        return {"python": None, "reason": str(error)}
+    missing = f"not set up; fp8 and int8 of TensorRT targets need it: {SETUP_COMMAND}"
+    return {"python": None, "reason": missing} if python is None else {"python": str(python), "reason": None}
 
 
 def _version(distribution: str) -> str | None:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from distill_rt.core.lossy_report import LossyReport
 from distill_rt.core.spec import StudentSpec, TensorSpec
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+EIGHT_BIT: tuple[Precision, ...] = ("fp8", "int8")
+"""Precisions of products and convolutions of the networks only; what lies between is computed in a float type."""
 Mode = Literal["step", "trajectory"]
 Tensors = tuple[TensorSpec, ...]
 

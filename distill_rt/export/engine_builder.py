@@ -21,6 +21,7 @@ from distill_rt.export.exactness import same_bits
 from distill_rt.export.golden import GOLDEN_FILE, Golden, load_golden, save_golden
 from distill_rt.export.precision import typed_graph
 from distill_rt.export.progress import Progress
+from distill_rt.export.quantize.networks import REST, make_quantizer
 from distill_rt.export.rewrites import rewrite_graph
 from distill_rt.export.trajectory_gate import gate_engine, golden_rows
 
@@ -43,6 +44,9 @@ class EngineBuilder:
         self.parts = engine_parts(
             bundle_digest=bundle.digest, target=target, backend=backend, batches=batches, options=options
         )
+        self.quantizer = make_quantizer(bundle, options.precision, progress, typed_graphs=backend.typed_graphs)
+        if self.quantizer is not None:
+            self.parts["quantization"] = self.quantizer.settings()
         self.key = fingerprint(self.parts)
 
     def build(self, directory: Path) -> None:
@@ -100,6 +104,7 @@ class EngineBuilder:
                 "left_out_batches": [batch for batch in self.batches if batch not in batches],
                 "built_on": processor.name(),
                 **({} if self.bundle.body.lossy is None else {"lossy": codec.to_json(self.bundle.body.lossy)}),
+                **({} if self.quantizer is None else {"quantization": self.quantizer.reports}),
                 **({"activation_bytes": self.activation_bytes} if self.backend.runs_on == "cuda" else {}),
             },
         )
@@ -144,7 +149,10 @@ class EngineBuilder:
         graph = rewrite_graph(source, self.backend.rewrites, scratch / f"{name}.onnx", target=str(self.target))
         if not self.backend.typed_graphs:
             return graph
-        return typed_graph(graph, component, self.options.precision, scratch / f"{name}.{self.options.precision}.onnx")
+        precision = self.options.precision
+        if self.quantizer is not None:
+            graph, precision = self.quantizer.graph(name, graph, scratch / f"{name}.{precision}.onnx"), REST
+        return typed_graph(graph, component, precision, scratch / f"{name}.{precision}.typed.onnx")
 
     def _keep_exact(
         self, directory: Path, components: dict[str, dict[int, Compiled]], golden: Golden

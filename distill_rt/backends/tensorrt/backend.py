@@ -34,7 +34,7 @@ from distill_rt.backends.tensorrt.plan import PLAN_SUFFIX, Plan, PlanInfo, open_
 from distill_rt.backends.tensorrt.profiles import make_profiles
 from distill_rt.backends.tensorrt.program import TensorRTProgram
 from distill_rt.backends.tensorrt.refit import refit_plan, refittable_weights
-from distill_rt.core.artifacts import Component, Precision
+from distill_rt.core.artifacts import EIGHT_BIT, Component, Precision
 from distill_rt.core.errors import TargetError, UsageError
 from distill_rt.core.optional import installed
 from distill_rt.core.spec import TensorSpec
@@ -48,7 +48,7 @@ class TensorRT(GpuBackend):
     flavour: ClassVar[Flavour] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
     devices: ClassVar[tuple[int, ...]] = TENSORRT_CAPABILITIES
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "bf16", "fp32", "fp8", "int8")
     bit_exact_batches: ClassVar[bool] = False
     joins_batches: ClassVar[bool] = True
     typed_graphs: ClassVar[bool] = True
@@ -77,6 +77,12 @@ class TensorRT(GpuBackend):
 
     def check(self, options: CompileOptions) -> None:
         check_arithmetic(options.precision, self.capabilities, target=f"{self.name}:{self.device}")
+        if options.refittable and options.precision in EIGHT_BIT:
+            raise TargetError(
+                f"a plan in {options.precision} cannot take other weights: its scales belong to those that it was made from",
+                code="refit-unsupported",
+                hint="leave --refittable out, or use --precision fp16",
+            )
 
     def _no_matching_gpu(self) -> str | None:
         devices, reason = cuda_devices()

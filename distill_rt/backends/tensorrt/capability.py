@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from distill_rt.core.artifacts import Precision
 from distill_rt.core.errors import TargetError, UsageError
@@ -12,8 +13,11 @@ RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """Members of `ComputeCapability` in TensorRT-RTX 1.7. 9.0 and 10.x are not among them: H100, H200 and B200 need TensorRT."""
 TENSORRT_CAPABILITIES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 """GPUs with a current driver; whether the installed TensorRT supports one of them, it says itself when it builds."""
-FIRST_WITH_BFLOAT16 = 80
-"""Older GPUs have no bfloat16 arithmetic; TensorRT-RTX refuses the build ("HW-specific datatypes: b16")."""
+FIRST_WITH: Mapping[Precision, int] = {"bf16": 80, "fp8": 89}
+"""Older GPUs have no arithmetic for it; TensorRT-RTX refuses the build ("HW-specific datatypes: b16", "fp8_e4m3")."""
+ADVICE: Mapping[Precision, Precision] = {"bf16": "fp16", "fp8": "int8"}
+"""What to use instead: of the same size, on every GPU."""
+TITLES: Mapping[Precision, str] = {"bf16": "bfloat16", "fp8": "8-bit float"}
 
 
 def parse_capabilities(text: str, known: Sequence[int], *, target: str, several: bool) -> tuple[int, ...]:
@@ -56,11 +60,12 @@ def check_arithmetic(precision: Precision, capabilities: Sequence[int], *, targe
     Raises:
         TargetError: names the GPU.
     """
-    old = [number for number in capabilities if precision == "bf16" and number < FIRST_WITH_BFLOAT16]
+    old = [number for number in capabilities if number < FIRST_WITH.get(precision, 0)]
     if old:
+        possible = [name for name in get_args(Precision) if min(capabilities) >= FIRST_WITH.get(name, 0)]
         raise TargetError(
-            f"{target} cannot compute in bf16: sm{old[0]} has no bfloat16 arithmetic",
+            f"{target} cannot compute in {precision}: sm{old[0]} has no {TITLES[precision]} arithmetic",
             code="precision-unsupported",
-            hint="use --precision fp16",
-            details={"precisions": ["fp16", "fp32"]},
+            hint=f"use --precision {ADVICE[precision]}",
+            details={"precisions": possible},
         )

@@ -58,3 +58,13 @@ def test_bfloat16_needs_ampere() -> None:
     with pytest.raises(TargetError) as caught:
         check_arithmetic("bf16", (75, 89), target="tensorrt-rtx:sm75+sm89")
     assert "sm75 has no bfloat16" in caught.value.message
+
+
+def test_8_bit_floats_need_ada() -> None:
+    check_arithmetic("fp8", (89, 120), target="tensorrt-rtx:sm89+sm120")
+    check_arithmetic("int8", (75, 89), target="tensorrt-rtx:sm75+sm89")
+    with pytest.raises(TargetError) as caught:
+        check_arithmetic("fp8", (86, 89), target="tensorrt-rtx:sm86+sm89")
+    assert "sm86 has no 8-bit float arithmetic" in caught.value.message
+    assert "--precision int8" in caught.value.hint
+    assert caught.value.details == {"precisions": ["fp32", "bf16", "fp16", "int8"]}

@@ -39,6 +39,13 @@ def test_compile_for_another_machine(rtx: Library, bundle: Path, devices: str, t
         (["--target", "tensorrt-rtx:sm90"], 2, "--target tensorrt:sm90"),
         (["--target", "tensorrt-rtx:sm42"], 2, "no device 'sm42'"),
         (["--target", "tensorrt-rtx:sm75", "--precision", "bf16"], 4, "sm75 has no bfloat16"),
+        (
+            ["--target", "tensorrt-rtx:sm86+sm89", "--precision", "fp8"],
+            4,
+            "arithmetic (use --precision int8",
+        ),
+        (["--target", "openvino:cpu", "--precision", "fp8"], 4, "not in fp8"),
+        (["--target", "tensorrt-rtx:sm89", "--precision", "int4"], 2, "invalid choice: 'int4'"),
     ],
 )
 def test_refusals_are_one_line(
@@ -66,7 +73,7 @@ def test_doctor_lists_both_families(capsys: Capture) -> None:
     data = json.loads(capsys.readouterr().out)
     rtx, trt = data["targets"]["tensorrt-rtx:smXX"], data["targets"]["tensorrt:smXX"]
     assert rtx["builds"] == installed("tensorrt_rtx")
-    assert rtx["precisions"] == trt["precisions"] == ["fp16", "bf16", "fp32"]
+    assert rtx["precisions"] == trt["precisions"] == ["fp16", "bf16", "fp32", "fp8", "int8"]
     if not data["gpus"]:
         assert (rtx["runs"], trt["runs"], trt["builds"]) == (False, False, False)
         assert all((data["no_gpu"], rtx["reason"], trt["reason"]))
