@@ -18,6 +18,7 @@ from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
+from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method
 from distill_rt.training.predictor import Teacher
@@ -44,6 +45,8 @@ class RunOptions(TypedDict, total=False):
     """Training steps between two checkpoints."""
     dry_run: bool
     """Check everything, hand back the frozen configuration, write nothing."""
+    journal: JournalOptions | None
+    """Where to leave figures and samples (`distill_rt.training.journal`)."""
     progress: Progress | None
     """Called after every training step."""
 
@@ -198,15 +201,17 @@ def _run(
         checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
         identity=identity,
     )
+    configuration = _configuration(config, teacher, out)
+    journal = _open_journal(options, method.contract(teacher.spec), configuration)
     if options.get("dry_run", False):
-        return _configuration(config, teacher, out)
+        return configuration
     check_writable(out)
     started = time.monotonic()
     trainer = Trainer(config, source.dataset, teacher)
     if checkpoint.exists() and not resume:  # with force, and only now that nothing is left to refuse
         with resource_errors(checkpoint):
             shutil.rmtree(checkpoint)
-    network, losses = trainer.run(resume=resume, progress=options.get("progress"))
+    network, losses = trainer.run(resume=resume, progress=options.get("progress"), observer=journal)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
     digest = save_student(out, spec, [network], force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -237,6 +242,14 @@ def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str
         "checkpoint_every": config.checkpoint_every,
         "max_gradient_norm": config.max_gradient_norm,
     }
+
+
+def _open_journal(options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any]) -> Journal | None:
+    wanted = options.get("journal")
+    if wanted is None:
+        return None
+    may_replace = options.get("resume", False) or options.get("force", False)
+    return Journal(wanted, spec, configuration, may_replace=may_replace)
 
 
 def _settings_of(method: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill_rt.core.errors import ResourceError, UsageError
 from distill_rt.core.spec import StudentSpec
@@ -22,6 +22,7 @@ from distill_rt.training.checkpoint import TrainState, read_head, restore_tensor
 from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
 from distill_rt.training.data import Dataset
 from distill_rt.training.draws import Draws
+from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.predictor import Teacher
 
@@ -60,6 +61,15 @@ class TrainConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Taken:
+    """What one step leaves for the record; fields as in `StepRecord`."""
+
+    loss: float
+    losses: Mapping[str, Tensor]
+    gradient_norm: Tensor
+
+
 class Trainer:
     """Runs one method to its end; `run` returns the network to export and the losses for the record."""
 
@@ -76,12 +86,14 @@ class Trainer:
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
 
     def run(
-        self, *, resume: bool = False, progress: Progress | None = None
+        self, *, resume: bool = False, progress: Progress | None = None, observer: Observer | None = None
     ) -> tuple[nn.Module, list[tuple[int, float]]]:
         """Train to the end.
 
         Args:
             resume: go on from the checkpoint if there is one.
+            progress: called after every step.
+            observer: told of every step before `progress`; it must not change the networks.
 
         Raises:
             ArtifactError: the checkpoint belongs to another configuration.
@@ -91,17 +103,20 @@ class Trainer:
         state = self.state
         if resume and self.config.checkpoint is not None and self.config.checkpoint.exists():
             self._restore(self.config.checkpoint)
-        with _deferred_signals() as received:
+        with _watched_by(observer, state.step), _deferred_signals() as received:
             while state.step < self.num_steps and not received:
                 phase = self._phase(state.step)
                 if state.step == phase.start:
                     self.method.begin(phase, state.networks)
                     self._enter(phase)
-                loss = self._step(phase)
+                taken = self._step(phase)
+                loss = taken.loss
                 state.running = running = loss if state.running is None else 0.98 * state.running + 0.02 * loss
                 if state.step % max(1, self.num_steps // 200) == 0:
                     state.losses.append((state.step, running))
                 state.step += 1
+                if observer is not None:
+                    observer.step(self._record(phase, taken))
                 if progress is not None:
                     progress(phase.name, state.step, self.num_steps, running)
                 if state.step % self.config.checkpoint_every == 0 and state.step < self.num_steps and not received:
@@ -111,10 +126,26 @@ class Trainer:
         if received:
             signal.raise_signal(received[0])
             raise KeyboardInterrupt  # where the handler does nothing, the caller still learns of it
-        exported = state.average if state.average is not None else state.networks["student"]
+        exported = self._exported()
         if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
             raise self._diverged("the weights after the last step are not finite")
         return exported.eval().requires_grad_(False), state.losses
+
+    def _exported(self) -> nn.Module:
+        return self.state.average if self.state.average is not None else self.state.networks["student"]
+
+    def _record(self, phase: Phase, taken: _Taken) -> StepRecord:
+        assert self.state.running is not None
+        return StepRecord(
+            done=self.state.step,
+            phase=phase.name,
+            loss=taken.loss,
+            running=self.state.running,
+            losses=taken.losses,
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],
+            gradient_norm=taken.gradient_norm,
+            student=self._exported(),
+        )
 
     def _restore(self, checkpoint: Path) -> None:
         head = read_head(checkpoint, self.config.identity)
@@ -129,7 +160,7 @@ class Trainer:
     def _enter(self, phase: Phase) -> None:
         self.state.optimizer = _optimizer(self.state.networks[phase.network])
 
-    def _step(self, phase: Phase) -> float:
+    def _step(self, phase: Phase) -> _Taken:
         state, step = self.state, self.state.step
         draws = Draws(self.config.seed, step, self.method.batch_size)
         network = state.networks[phase.network].train()
@@ -142,12 +173,12 @@ class Trainer:
             group["lr"] = self.method.learning_rate(phase, step)
         state.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm)
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
         if state.average is not None:
             average_into(state.average, state.networks["student"], warmed_decay(self.method.ema_decay, step))
-        return value
+        return _Taken(loss=value, losses={name: part.detach() for name, part in losses.items()}, gradient_norm=norm)
 
     def _save(self) -> None:
         if self.config.checkpoint is not None:
@@ -185,6 +216,19 @@ def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+
+
+@contextlib.contextmanager
+def _watched_by(observer: Observer | None, done: int) -> Iterator[None]:
+    """Tell the observer that a run begins and, whatever happens, that it is over."""
+    if observer is None:
+        yield
+        return
+    observer.begin(done)
+    try:
+        yield
+    finally:
+        observer.end()
 
 
 @contextlib.contextmanager

@@ -42,18 +42,31 @@ class _Line:
     def __init__(self) -> None:
         self._stage = ""
         self._shown_at = 0.0
+        self._began: tuple[float, int] = (0.0, 0)
 
     def __call__(self, stage: str, done: int = 0, total: int = 0, loss: float | None = None, /) -> None:
         now = time.monotonic()
         if stage == self._stage and now - self._shown_at < 0.1 and done != total:
             return
+        if stage != self._stage:
+            self._began = (now, done)
         self._stage, self._shown_at = stage, now
         count = f" {done}/{total}" if total else ""
         figure = "" if loss is None else f"  loss {loss:.4g}"
-        print(f"\r\033[K{stage}{count}{figure}", end="", file=sys.stderr, flush=True)
+        left = _time_left(now - self._began[0], done - self._began[1], total - done) if total else ""
+        print(f"\r\033[K{stage}{count}{left}{figure}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _time_left(elapsed_s: float, done: int, left: int) -> str:
+    """'  1:05 left' at the speed so far; nothing where there is none yet."""
+    if done < 1 or left < 1:
+        return ""
+    minutes, seconds = divmod(round(elapsed_s / done * left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"  {hours}:{minutes:02d}:{seconds:02d} left" if hours else f"  {minutes}:{seconds:02d} left"
 
 
 @contextlib.contextmanager
@@ -66,6 +79,7 @@ def _rich() -> Iterator[Progress]:
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[loss]}"),
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as display:

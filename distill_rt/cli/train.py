@@ -13,6 +13,7 @@ from typing import Any
 from distill_rt.cli.outcome import Outcome, pairs
 from distill_rt.cli.parser import add_force, positive, setting
 from distill_rt.cli.progress import Progress, progress_bar
+from distill_rt.core.errors import UsageError
 
 EXTRA = "train"
 
@@ -49,6 +50,16 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
         metavar="STEPS",
         help="training steps between two checkpoints (250)",
     )
+    parser.add_argument(
+        "--log", type=Path, metavar="DIR", help="write metrics.jsonl and config.json there (docs/training.md)"
+    )
+    parser.add_argument(
+        "--log-every", type=positive, metavar="STEPS", help="training steps between two lines of it (10)"
+    )
+    parser.add_argument(
+        "--sample-every", type=positive, metavar="STEPS", help="write a sheet of samples there so often"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write the same for TensorBoard")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside --out")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the full configuration, write nothing"
@@ -58,7 +69,18 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
 
 def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """The arguments of `add_training_arguments`, by their names in `distill_rt.training.run`."""
+    from distill_rt.training.journal import JournalOptions
+
+    wanted = {"every": args.log_every, "sample_every": args.sample_every, "tensorboard": args.tensorboard or None}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if given and args.log is None:
+        raise UsageError(
+            "--log-every, --sample-every and --tensorboard need --log DIR",
+            code="log-missing",
+            hint="say where to write",
+        )
     return {
+        "journal": None if args.log is None else JournalOptions(directory=args.log, **given),
         "data": args.data,
         "settings": dict(args.settings),
         "seed": args.seed,

@@ -40,6 +40,25 @@ def test_one_line_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().out == ""
 
 
+def test_the_line_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the speed since the stage began: a resumed run begins at 600 of 1000."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    line = module._Line()
+    for done, second in ((600, 100.0), (601, 102.0), (610, 120.0), (1000, 900.0)):
+        now[0] = second
+        line("training", done, 1000, 0.5)
+    shown = sys.stderr.getvalue().split("\r\033[K")[1:]  # type: ignore[attr-defined]
+    assert shown == [
+        "training 600/1000  loss 0.5",
+        "training 601/1000  13:18 left  loss 0.5",
+        "training 610/1000  13:00 left  loss 0.5",
+        "training 1000/1000  loss 0.5",
+    ]
+    assert module._time_left(10.0, 1, 3600) == "  10:00:00 left"
+
+
 def test_bars_with_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm")

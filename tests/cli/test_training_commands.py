@@ -52,6 +52,7 @@ def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
         (["train", "digits-teacher", "--out", "x", "--data", "here"], 2, "there are no images in here"),
         (["train", "digits-teacher", "--out", "x", "--checkpoint-every", "0"], 2, "--checkpoint-every"),
         (["train", "digits-teacher", "--out", "here", "--dry-run"], 2, "--force"),
+        (["train", "digits-teacher", "--out", "x", "--sample-every", "5"], 2, "--log"),
         (["distill", "magic", "--teacher", "t", "--out", "x"], 2, "progressive"),
         (["distill", "progressive", "--teacher", "none", "--out", "x"], 3, "none"),
         (["evaluate", "none", "--teacher", "none"], 3, "none"),
@@ -109,3 +110,14 @@ def test_a_dry_run_prints_the_configuration(
     planned = json.loads(capsys.readouterr().out)
     assert len(planned["contract"]["plans"]["8"]["rows"]) == 8
     assert os.listdir(tmp_path) == []
+
+
+def test_a_journal_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill_rt.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    settings = ["--set", "steps=4", "--set", "batch_size=4"]
+    log = ["--log", "log", "--log-every", "2", "--sample-every", "4"]
+    assert main(["train", "digits-teacher", "--out", "x", *settings, *log]) == 0
+    assert [json.loads(line)["step"] for line in Path("log/metrics.jsonl").read_text().splitlines()] == [2, 4]
+    assert os.listdir("log/samples") == ["step-0000004.png"]
