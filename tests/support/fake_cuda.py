@@ -57,6 +57,7 @@ class FakeCuda:
         self.queues: dict[int, list[Work]] = {}
         self.captures: dict[int, list[Work] | None] = {}
         self.num_launches = 0
+        self.num_streams = 0
         self.num_graphs = 0
         self.fails: dict[str, Result] = {}
 
@@ -110,12 +111,14 @@ class FakeCuda:
 
     def cuStreamCreate(self, flags: int) -> Any:
         assert flags == 1, "our streams never wait for the default one"
-        handle = 1000 + len(self.queues)
+        self.num_streams += 1
+        handle = 1000 + self.num_streams
         self.queues[handle], self.captures[handle] = [], None
         return OK, handle
 
     def cuStreamDestroy(self, stream: int) -> Any:
-        assert not self.queues[stream]
+        assert not self.queues.pop(stream)
+        del self.captures[stream]
         return (OK,)
 
     def put(self, stream: int, work: Work) -> Result:

@@ -7,6 +7,7 @@ for all others. Not run on a GPU yet.
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +72,8 @@ class Driver:
         self.device = device
         self.check(api.cuInit(0), "cannot start")
         handle = self.check(api.cuDeviceGet(device.index), "cannot find the GPU")
+        self._loading = threading.Lock()
+        self._loading_stream: int | None = None
         # The primary context is the one that TensorRT, torch and cuda.core use.
         self._context = self.check(api.cuDevicePrimaryCtxRetain(handle), "cannot use the GPU")
         self.use()
@@ -125,9 +128,11 @@ class Driver:
 
     # -- work on a stream --------------------------------------------------------------------------------------------------
 
-    def create_stream(self) -> int:
-        """Handle of a new stream that never waits for the default one. It lives as long as the process."""
-        return int(self.check(self.api.cuStreamCreate(STREAM_NON_BLOCKING), "cannot create a stream"))
+    def create_stream(self, owner: object) -> int:
+        """Handle of a new stream that never waits for the default one; it goes with `owner`."""
+        stream = int(self.check(self.api.cuStreamCreate(STREAM_NON_BLOCKING), "cannot create a stream"))
+        self.release_with(owner, self.api.cuStreamDestroy, stream)
+        return stream
 
     def to_device(self, address: int, host_address: int, num_bytes: int, stream: int) -> None:
         self.check(self.api.cuMemcpyHtoDAsync(address, host_address, num_bytes, stream), "cannot copy to the GPU")
@@ -148,13 +153,18 @@ class Driver:
 
     def upload(self, array: NDArray[Any], what: str) -> DeviceMemory:
         """A copy of an array on the GPU, complete on return."""
-        array = np.ascontiguousarray(array)
         memory = self.allocate(array.nbytes, what)
-        stream = self.create_stream()
-        self.to_device(memory.address, array.ctypes.data, array.nbytes, stream)
-        self.synchronize(stream)
-        self.check(self.api.cuStreamDestroy(stream), "cannot destroy a stream")
+        self.write(memory.address, array)
         return memory
+
+    def write(self, address: int, array: NDArray[Any]) -> None:
+        """Copy an array to the GPU and wait for it: for loading, not for requests."""
+        array = np.ascontiguousarray(array)
+        with self._loading:
+            if self._loading_stream is None:
+                self._loading_stream = self.create_stream(self)
+            self.to_device(address, array.ctypes.data, array.nbytes, self._loading_stream)
+            self.synchronize(self._loading_stream)
 
     def capture(self, stream: int, record: Callable[[], None]) -> CapturedGraph:
         """Capture what `record` puts on a stream, and make it ready to launch. Nothing runs.

@@ -92,7 +92,7 @@ class HostProgram:
     def __init__(self, driver: Driver, program: DeviceProgram) -> None:
         self._driver = driver
         self._program = program
-        self._stream = driver.create_stream()
+        self._stream = driver.create_stream(self)
         tensors = [*program.inputs.items(), *program.outputs.items()]
         self._pinned = [driver.allocate_pinned(tensor.num_bytes) for _, tensor in tensors]
         arrays = {

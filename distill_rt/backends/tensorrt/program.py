@@ -55,7 +55,7 @@ class TensorRTProgram:
         self.inputs: Mapping[str, DeviceTensor] = {tensor.name: self._tensors[tensor.name] for tensor in inputs}
         self.outputs: Mapping[str, DeviceTensor] = {tensor.name: self._tensors[tensor.name] for tensor in outputs}
         self._config = jit_config(plan, jit_cache)  # the context refers to it
-        stream = driver.create_stream()
+        stream = driver.create_stream(self)
         self._context = self._make_context(profile, stream)
         # Labels and tokens are indices: whatever lay in this memory before must not be one.
         driver.zero(self._tensors.memory.address, self._tensors.memory.num_bytes, stream)

@@ -59,7 +59,7 @@ class GraphWorker:
         self._spec, self._request, self._backend = spec, request, backend
         self._driver: Driver = backend.driver()
         self._capture = capture
-        self._stream = self._driver.create_stream()
+        self._stream = self._driver.create_stream(self)
         pixels = request.pixels
         self._pinned = self._driver.allocate_pinned(pixels.num_bytes)
         self._images: NDArray[np.uint8] = self._pinned.array[: pixels.num_bytes].reshape(pixels.shape)

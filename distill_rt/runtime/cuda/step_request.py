@@ -9,7 +9,6 @@ Legend: B images, N evaluations per network call (2B under cfg: [uncond, cond]),
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -230,7 +229,4 @@ class StepRequest:
 
     def _fill(self, name: str, value: float) -> None:
         tensor = self._buffers[name]
-        stream = self._driver.create_stream()
-        values: Any = np.full(tensor.shape, value, tensor.dtype)
-        self._driver.to_device(tensor.address, values.ctypes.data, tensor.num_bytes, stream)
-        self._driver.synchronize(stream)
+        self._driver.write(tensor.address, np.full(tensor.shape, value, tensor.dtype))

@@ -29,7 +29,7 @@ def test_what_goes_up_comes_down(driver: Driver) -> None:
     values = np.arange(1000, dtype=np.float32)
     memory = driver.upload(values, "numbers")
     pinned = driver.allocate_pinned(values.nbytes)
-    stream = driver.create_stream()
+    stream = driver.create_stream(driver)
     driver.to_host(pinned.address, memory.address, values.nbytes, stream)
     assert not pinned.array.any()  # nothing has run yet
     driver.synchronize(stream)
@@ -58,7 +58,7 @@ def test_out_of_memory_names_the_need_and_what_is_free(driver: Driver) -> None:
 
 def test_captured_work_runs_when_it_is_launched(driver: Driver, cuda: FakeCuda) -> None:
     source, target = driver.upload(np.zeros(4, np.int32), "a"), driver.allocate(16, "b")
-    stream = driver.create_stream()
+    stream = driver.create_stream(driver)
     pinned = driver.allocate_pinned(16)
 
     def record() -> None:
@@ -79,7 +79,7 @@ def test_captured_work_runs_when_it_is_launched(driver: Driver, cuda: FakeCuda) 
 
 
 def test_what_cannot_be_captured_is_refused_and_the_stream_still_works(driver: Driver) -> None:
-    stream = driver.create_stream()
+    stream = driver.create_stream(driver)
     with pytest.raises(TargetError) as caught:
         driver.capture(stream, lambda: driver.synchronize(stream))
     assert caught.value.code == "capture-failed"
@@ -89,7 +89,7 @@ def test_what_cannot_be_captured_is_refused_and_the_stream_still_works(driver: D
 
 
 def test_an_error_of_the_recording_is_not_hidden(driver: Driver) -> None:
-    stream = driver.create_stream()
+    stream = driver.create_stream(driver)
 
     def record() -> None:
         raise KeyError("ours")
@@ -111,7 +111,7 @@ def test_failures_of_work_come_up_when_waiting(
 ) -> None:
     cuda.fails["cuStreamSynchronize"] = result
     with pytest.raises(TargetError) as caught:
-        driver.synchronize(driver.create_stream())
+        driver.synchronize(driver.create_stream(driver))
     assert caught.value.code == code
     assert result.name in caught.value.message
     assert advice in caught.value.hint

@@ -184,6 +184,7 @@ def test_closing_frees_the_memory(pipeline: Pipeline, gpu: Machine) -> None:
     assert gpu.cuda.used_bytes == 0
     assert not gpu.cuda.pinned
     assert gpu.cuda.num_graphs == 0
+    assert len(gpu.cuda.queues) == 1  # the one that the driver loads with
 
 
 def test_too_little_memory_names_the_need(gpu: Machine, tmp_path: Path) -> None:
