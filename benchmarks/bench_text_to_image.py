@@ -217,7 +217,7 @@ def compare(args: argparse.Namespace) -> None:
         row["psnr_db"] = psnr_db(np.load(args.work / f"{name}.npy"), np.load(args.work / f"{REFERENCE}.npy"))
         if row["psnr_db"] < MIN_PSNR_DB[PRECISION[name]]:
             raise SystemExit(f"{name} is not the same image: {row}")
-        row["gflops"] = round(work / row["median_ms"] * 1e3, 1)
+        row["gflops"] = round(work / row["busy_median_ms"] * 1e3, 1)
         row["share_of_matmul_rate"] = round(row["gflops"] / rates[row["precision"]], 3)
         for key in ("peak_mb", "load_s", "first_image_s"):
             row[key] = round(float(np.median([report[key] for report in reports])), 2)

@@ -85,8 +85,12 @@ def quantize_for_openvino(
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 model_type=nncf.ModelType.TRANSFORMER,  # turns SmoothQuant on and leaves attention alone
                 ignored_scope=scope,
-                # The default halves the range of the first weights, a guard for processors without VNNI.
-                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    # The default halves the range of the first weights, a guard for processors without VNNI.
+                    overflow_fix=nncf.OverflowFix.DISABLE,
+                    # It would correct the one bias that all steps share once for every step.
+                    disable_bias_correction=True,
+                ),
             )
     except (RuntimeError, ValueError) as error:
         raise TargetError(
