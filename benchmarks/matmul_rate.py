@@ -1,7 +1,7 @@
 """What the machine can do: the rate of large matrix products in every precision, in OpenVINO.
 
-It is the yardstick for "share of the rate that the engine reaches". Processor time over threads, so that other work on the machine
-does not count.
+It is the yardstick for "share of the rate that the engine reaches". Processor time over threads, so that other work on the
+machine does not count.
 """
 
 from __future__ import annotations
