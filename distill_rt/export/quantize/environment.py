@@ -35,7 +35,6 @@ REQUIREMENTS = (
     "onnxslim==0.1.98",
     "polygraphy==0.53.6",
     "scipy==1.17.1",
-    "torch==2.13.0",
     "nvidia-ml-py==13.615.71",
     "omegaconf==2.4.0",
     "pydantic==2.14.3",
@@ -52,6 +51,7 @@ REQUIREMENTS = (
     "cppimport==26.4.17",
 )
 """What modelopt 0.47.0 imports to quantise a graph, in versions that were run together."""
+TORCH = "torch==2.13.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """Offers torch without CUDA; pip prefers its ``2.13.0+cpu`` to the ``2.13.0`` of PyPI."""
 NEEDED_BYTES = 2_500_000_000
@@ -125,10 +125,12 @@ def _create(directory: Path, progress: Progress) -> None:
     pip = [python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     stages = (
         ("making an environment for nvidia-modelopt", [sys.executable, "-I", "-m", "venv", str(directory)]),
+        # Alone: with two indices pip asks both for every package, which takes minutes where one cannot be reached.
         (
-            "installing what nvidia-modelopt needs: once, 0.4 GB to download",
-            [*pip, "--extra-index-url", TORCH_INDEX, *REQUIREMENTS],
+            "installing torch for processors: once, 0.2 GB to download",
+            [*pip, "--retries", "1", "--no-deps", "--extra-index-url", TORCH_INDEX, TORCH],
         ),
+        ("installing what nvidia-modelopt needs: once, 0.2 GB to download", [*pip, TORCH, *REQUIREMENTS]),
         ("installing nvidia-modelopt", [*pip, "--no-deps", f"nvidia-modelopt=={MODELOPT_VERSION}"]),
         ("trying nvidia-modelopt", [python, "-I", "-c", "import modelopt.onnx.quantization"]),
     )
