@@ -90,8 +90,10 @@ def ours(work: Path) -> Callable[[], Array]:
 
     spec, backend = networks.sdt_spec(), OpenVINO()
     options = CompileOptions(precision="bf16", num_threads=NUM_THREADS)
-    text, unet, decoder = (
-        backend.load(work, (f"{name}.blob",), *spec.components()[name], 1, options) for name in COMPONENTS
+    # The largest first: while it is packed, nothing else is there yet.
+    unet, text, decoder = (
+        backend.load(work, (f"{name}.blob",), *spec.components()[name], 1, options)
+        for name in ("network0", "text_encoder", "decoder")
     )
     (row,) = spec.plans[1].rows
     a, b, _ = row.folded()

@@ -14,6 +14,7 @@ scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
 
 from __future__ import annotations
 
+import mmap
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -152,11 +153,17 @@ class OpenVINO:
         ov = import_openvino()
         path = directory / files[0]
         try:
-            # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them.
-            blob = np.fromfile(path, np.uint8)
+            # A tensor, not bytes: OpenVINO then uses the weights where they lie instead of copying them. They lie in the
+            # file, mapped privately: writable, as OpenVINO wants it, although nobody writes.
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            blob = np.frombuffer(mapped, np.uint8)
             with kept_signal_stack():
                 compiled = ov.Core().import_model(ov.Tensor(blob, shared_memory=True), DEVICE, self.settings(options))
                 self._check_precision(ov, compiled, options)
+                # The weights are packed by now; the pages that were read for it come back from the file if ever needed.
+                if hasattr(mmap, "MADV_DONTNEED"):
+                    mapped.madvise(mmap.MADV_DONTNEED)
                 return OpenVINOProgram(ov, compiled, allocate(inputs, batch), allocate(outputs, batch), blob)
         except RuntimeError as error:
             raise _refused("cannot load", path, error) from error

@@ -61,11 +61,10 @@ class HostStepWorker:
         """
         spec = engine.body.spec
         smallest = engine.body.batches[0]
-        return cls(
-            spec,
-            {name: engine.load(name, smallest if name == TEXT_ENCODER else batch) for name in spec.components()},
-            batch,
-        )
+        # Networks first: the largest part is loaded while nothing else takes memory, which is what loading peaks at.
+        names = sorted(spec.components(), key=lambda name: name in (TEXT_ENCODER, DECODER))
+        programs = {name: engine.load(name, smallest if name == TEXT_ENCODER else batch) for name in names}
+        return cls(spec, programs, batch)
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         """See `Worker.run`."""
