@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from distill_rt.models import Student, load_student
-from distill_rt.training.evaluate import measure_yardstick, open_bench
+from distill_rt.training.evaluate import claims_pairing, measure_yardstick, open_bench
 from distill_rt.training.quality.baselines import CONTROLS
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.gate import verdict
@@ -65,6 +65,16 @@ RUNS = (
     Run(method="rectified_flow", dataset="grid25", steps=4, nfe=(1, 2, 4)),
     Run(method="consistency_training", dataset="grid25", steps=4, nfe=(1, 2, 4)),
     Run(method="ect", dataset="grid25", steps=4, nfe=(1, 2, 4)),
+    *(Run(method="sfd", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2)),
+    Run(method="boot", dataset="grid25", steps=1, nfe=(1,)),
+    Run(method="lcm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
+    *(Run(method="pcm", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2)),
+    Run(method="tcd", dataset="grid25", steps=4, nfe=(4,)),
+    Run(method="ctm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
+    Run(method="shortcut", dataset="grid25", steps=4, nfe=(1, 2, 4)),
+    Run(method="imm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
+    *(Run(method=m, dataset="grid25", steps=1, nfe=(1,)) for m in ("dmd", "vsd", "sid")),
+    Run(method="dmd2", dataset="grid25", steps=4, nfe=(4,)),
     Run(method="guidance", dataset="grid25-labelled", steps=4, nfe=(16,), baseline_divisor=2),
     Run(method="progressive", dataset="digits", steps=4, nfe=(4,)),
     Run(method="consistency", dataset="digits", steps=4, nfe=(1, 2, 4)),
@@ -132,7 +142,7 @@ def _measure_plan(
 ) -> Iterator[dict[str, Any]]:
     yardstick = measure_yardstick(bench, student, num_steps, baseline_steps=num_steps // run.baseline_divisor)
     table = student.spec.plans[num_steps]
-    follows = not table.is_stochastic
+    follows = claims_pairing(student, num_steps)
     shared = {"dataset": run.dataset, "nfe": table.num_evaluations, "seed": seed}
     measured = bench.measure(bench.student_samples(student, num_steps))
     failures = verdict(measured, yardstick, follows_trajectory=follows)

@@ -27,6 +27,9 @@ class Purpose(IntEnum):
     NOISE = 4
     GUIDANCE = 5
     DATA = 6
+    MATCHING_NOISE = 7
+    SCORE_NOISE = 8
+    SCORE_TIME = 9
 
 
 class Draws:

@@ -11,6 +11,7 @@ from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.models import Student, load_student
 from distill_rt.training.data import load_dataset
 from distill_rt.training.data.source import recorded_source
+from distill_rt.training.methods import METHODS
 from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
 from distill_rt.training.quality.bench import FRESH_SEEDS, QualityBench
 from distill_rt.training.quality.gate import Yardstick, verdict
@@ -105,8 +106,7 @@ def evaluate_steps(
     yardstick = measure_yardstick(bench, student, num_steps, baseline_steps=baseline_steps)
     measured = bench.measure(bench.student_samples(student, num_steps))
     table = student.spec.plans[num_steps]
-    # A deterministic sampler, and a single evaluation of any, claims the teacher's image for the same noise.
-    failures = verdict(measured, yardstick, follows_trajectory=not table.is_stochastic)
+    failures = verdict(measured, yardstick, follows_trajectory=claims_pairing(student, num_steps))
     return {
         "nfe": table.num_evaluations,
         "steps": num_steps,
@@ -116,6 +116,14 @@ def evaluate_steps(
         "floor": dataclasses.asdict(yardstick.floor),
         "baselines": {name: dataclasses.asdict(m) for name, m in yardstick.baselines.items()},
     }
+
+
+def claims_pairing(student: Student, num_steps: int) -> bool:
+    """Whether this plan claims the teacher's image for the same noise: a deterministic one (a single evaluation of any is) of a
+    method that follows trajectories."""
+    method = METHODS.get(str(student.spec.provenance.get("method")))
+    follows = method is None or method.follows_trajectory
+    return follows and not student.spec.plans[num_steps].is_stochastic
 
 
 def measure_yardstick(

@@ -66,6 +66,10 @@ class Teacher:
     @torch.no_grad()
     def x0(self, x_BCHW: Tensor, t_B: Tensor, conditions: Conditions) -> Tensor:
         """x0 under the contract's guidance: two evaluations in one batch for ``cfg``, one otherwise."""
+        return self.x0_with_gradient(x_BCHW, t_B, conditions)
+
+    def x0_with_gradient(self, x_BCHW: Tensor, t_B: Tensor, conditions: Conditions) -> Tensor:
+        """The same, differentiable in the state."""
         w_B = conditions.w_B
         if self.spec.guidance.mode != "cfg":
             return self.predictor.x0(x_BCHW, t_B, conditions)

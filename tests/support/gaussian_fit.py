@@ -50,7 +50,8 @@ class AffineOfTime(nn.Module):
 
 
 def start_at(student: AffineOfTime, x0_of: Callable[[Tensor, float], Tensor]) -> AffineOfTime:
-    """Set a student of one time to x0 = x0_of(x, t), an affine map in x, exactly at the knots."""
+    """Set a student to x0 = x0_of(x, t), an affine map in x, exactly at the knots of t; the same for every second time."""
+    per_time = len(student.bias) // student.num_knots
     for i in range(student.num_knots):
         t = i / (student.num_knots - 1)
         x = torch.stack([torch.zeros(3, 1, 1), torch.ones(3, 1, 1)]).double()
@@ -58,7 +59,8 @@ def start_at(student: AffineOfTime, x0_of: Callable[[Tensor, float], Tensor]) ->
             V.target(x, x0_of(x, t).double(), PROCESS.at(torch.full((2,), t).double())).squeeze(-1).squeeze(-1)
         )
         with torch.no_grad():
-            student.bias[i], student.weight[i] = at_zero.float(), (at_one - at_zero).float()
+            rows = slice(i * per_time, (i + 1) * per_time)
+            student.bias[rows], student.weight[rows] = at_zero.float(), (at_one - at_zero).float()
     return student
 
 

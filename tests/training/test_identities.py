@@ -155,6 +155,6 @@ def test_contracts_hold_their_own_tables(labelled_teacher, name):
     for num_steps, table in spec.plans.items():
         assert table.num_evaluations == num_steps
     # Who learns from data alone learns no guidance; its network has no input for it.
-    guided = {"consistency_training": "none", "ect": "none"}.get(name, "embedded")
+    guided = dict.fromkeys(("consistency_training", "ect", "imm"), "none").get(name, "embedded")
     assert spec.guidance.mode == guided
     assert spec.networks[0].config.get("guidance", False) is (guided == "embedded")

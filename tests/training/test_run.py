@@ -31,13 +31,14 @@ SETTINGS = {
     "feature_kd": {"iterations": "9", "batch_size": "16", "width": "0.5", "blocks": "base"},
     "kd": {"iterations": "9", "batch_size": "16", "num_pairs": "40", "teacher_steps": "2"},
     "tract": {"guidance_iterations": "3", "first_iterations": "4", "iterations": "4", "batch_size": "16"},
+    "dmd": {"iterations": "9", "batch_size": "16", "num_pairs": "40", "teacher_steps": "2"},
     "rectified_flow": {"iterations": "5", "times": "2", "batch_size": "16", "num_pairs": "40", "ode_steps": "2"},
 }
 BRIEF = {"iterations": "9", "batch_size": "16"}
 """Settings of the methods that are not named above."""
-STEPS = {"feature_kd": 4, "kd": 1}
+STEPS = {"feature_kd": 4, "kd": 1, "boot": 1, "dmd": 1, "vsd": 1, "sid": 1}
 """Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans, a generator has one step."""
-UNGUIDED = ("consistency_training", "ect")
+UNGUIDED = ("consistency_training", "ect", "imm")
 """They learn from data alone."""
 CASES = [
     ("progressive", "grid25"),

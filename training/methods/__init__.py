@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.boot import Boot
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
+from distill_rt.training.methods.ctm import ConsistencyTrajectory
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.dmd import DistributionMatching
+from distill_rt.training.methods.dmd2 import ImprovedDistributionMatching
 from distill_rt.training.methods.ect import EasyConsistencyTuning
 from distill_rt.training.methods.feature_kd import FeatureKD
 from distill_rt.training.methods.guidance import GuidanceDistillation
+from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
+from distill_rt.training.methods.lcm import LatentConsistency
+from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
+from distill_rt.training.methods.sfd import SimpleFastDistillation
+from distill_rt.training.methods.shortcut import Shortcut
+from distill_rt.training.methods.sid import ScoreIdentity
+from distill_rt.training.methods.tcd import TrajectoryConsistency
 from distill_rt.training.methods.tract import Tract
+from distill_rt.training.methods.vsd import VariationalScore
 
 METHODS: Mapping[str, type[Method]] = {
     method.name: method
@@ -22,10 +34,22 @@ METHODS: Mapping[str, type[Method]] = {
         KnowledgeDistillation,
         Progressive,
         Tract,
+        SimpleFastDistillation,
+        RectifiedFlow,
+        Boot,
         Consistency,
+        LatentConsistency,
+        PhasedConsistency,
+        TrajectoryConsistency,
         ConsistencyTraining,
         EasyConsistencyTuning,
-        RectifiedFlow,
+        ConsistencyTrajectory,
+        Shortcut,
+        InductiveMomentMatching,
+        DistributionMatching,
+        ImprovedDistributionMatching,
+        VariationalScore,
+        ScoreIdentity,
         GuidanceDistillation,
         FeatureKD,
     )
@@ -46,4 +70,16 @@ __all__ = [
     "Progressive",
     "RectifiedFlow",
     "Tract",
+    "VariationalScore",
+    "TrajectoryConsistency",
+    "ScoreIdentity",
+    "Shortcut",
+    "SimpleFastDistillation",
+    "PhasedConsistency",
+    "LatentConsistency",
+    "InductiveMomentMatching",
+    "ImprovedDistributionMatching",
+    "DistributionMatching",
+    "ConsistencyTrajectory",
+    "Boot",
 ]

@@ -47,6 +47,10 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
+    follows_trajectory: ClassVar[bool]
+    """Whether a deterministic plan claims the teacher's image of the same noise (quality is held against it); methods that
+    match distributions only do not."""
+
     @property
     def batch_size(self) -> int: ...
 
@@ -98,6 +102,7 @@ class OneStage:
     """
 
     name: ClassVar[str]
+    follows_trajectory: ClassVar[bool] = True
 
     iterations: int = 1200
     batch_size: int = 128

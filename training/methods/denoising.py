@@ -26,6 +26,7 @@ class Denoising:
     """Args: steps: of training; drop: probability of training without the label; ema_decay: of the exported average."""
 
     name: ClassVar[str] = "denoising"
+    follows_trajectory: ClassVar[bool] = True
 
     steps: int = 1500
     batch_size: int = 128

@@ -51,6 +51,7 @@ class FeatureKD:
     """
 
     name: ClassVar[str] = "feature_kd"
+    follows_trajectory: ClassVar[bool] = True
 
     steps: int = 0
     width: float = 1.0

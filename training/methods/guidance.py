@@ -31,6 +31,7 @@ class GuidanceDistillation:
     """Args: steps: the plan that the contract offers by default; 2, 4 and 8 times as many are offered too."""
 
     name: ClassVar[str] = "guidance"
+    follows_trajectory: ClassVar[bool] = True
 
     steps: int = 4
     iterations: int = 600

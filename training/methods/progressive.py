@@ -40,6 +40,7 @@ class Progressive:
     """
 
     name: ClassVar[str] = "progressive"
+    follows_trajectory: ClassVar[bool] = True
 
     steps: int = 4
     start_steps: int = 32

@@ -23,7 +23,7 @@ from distill_rt.core.spec import StudentSpec
 from distill_rt.training.copies import assign, frozen_copy
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
-from distill_rt.training.flow_map import flow_time, t_from_flow_time
+from distill_rt.training.flow_map import t_from_flow_time, velocity_weight
 from distill_rt.training.losses import squared_error
 from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, sequence
 from distill_rt.training.pairs import PairCache
@@ -110,6 +110,4 @@ class RectifiedFlow(OneStage):
         t_B = t_from_flow_time(process, tau_B)
         x_t = process.add_noise(pairs.x0_BCHW, pairs.z_BCHW, t_B)
         x0 = Predictor.of(teacher.spec, networks["student"]).x0(x_t, t_B, pairs.conditions)
-        # u = (y - x0) / tau in the rectified flow's coordinates, so errors of u are errors of x0 over tau.
-        weight_B = 1.0 / flow_time(process, t_B).clamp(min=0.01) ** 2
-        return {"reflow": (weight_B * squared_error(x0, pairs.x0_BCHW)).mean()}
+        return {"reflow": (velocity_weight(process, t_B) * squared_error(x0, pairs.x0_BCHW)).mean()}

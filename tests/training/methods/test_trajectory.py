@@ -7,15 +7,27 @@ exact flow.
 import pytest
 import torch
 from closed_forms import PROCESS, AffinePerTime, V, plain_spec
-from gaussian_fit import AffineOfTime, GaussianData, exact_teacher, fit, relative, run, unit
+from gaussian_fit import AffineOfTime, GaussianData, denoiser, exact_teacher, fit, relative, run, start_at, unit
 
 from distill_rt.core.errors import UsageError
+from distill_rt.core.prediction import Parameterization, Prediction
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.training.copies import frozen_copy
 from distill_rt.training.draws import Draws
-from distill_rt.training.flow_map import flow_time, t_from_flow_time
-from distill_rt.training.methods import KnowledgeDistillation, RectifiedFlow, Tract
+from distill_rt.training.flow_map import flow_time, t_from_flow_time, velocity
+from distill_rt.training.methods import (
+    Boot,
+    KnowledgeDistillation,
+    LatentConsistency,
+    PhasedConsistency,
+    RectifiedFlow,
+    SimpleFastDistillation,
+    Tract,
+    TrajectoryConsistency,
+)
 from distill_rt.training.methods.base import Phase
+from distill_rt.training.methods.boot import signal_step
+from distill_rt.training.methods.lcm import with_boundary
 from distill_rt.training.methods.tract import tract_loss
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.plans import powers_of_two, uniform_times
@@ -117,6 +129,93 @@ def test_pairs_are_made_once_and_come_back_from_a_state(teacher):
     again = kept.next(teacher.spec, torch.nn.Identity(), table, batch, Draws(0, 2, 64))
     x0 = run(exact_teacher(), table, again.z_BCHW)
     torch.testing.assert_close(again.x0_BCHW.double(), x0, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "knots", "bound"),
+    [
+        (SimpleFastDistillation(steps=2, teacher_steps=12, huber=0.3), 3, 0.03),
+        (PhasedConsistency(steps=2, levels_per_phase=8, huber=0.3), 17, 0.04),
+        (LatentConsistency(steps=1, num_levels=24, solver_order=2, huber=0.3), 25, 0.05),
+    ],
+    ids=["sfd", "pcm", "lcm"],
+)
+def test_few_steps_are_the_exact_flow(teacher, method, knots, bound):
+    student = start_at(AffineOfTime(3, num_knots=knots), denoiser)
+    (phase,) = method.phases(teacher.spec)
+    z, flow, table = unit(), exact_teacher().flow(unit()), method.contract(teacher.spec).plans[method.steps]
+    assert relative(run(student, table, z), flow) > 0.2
+    networks = {"student": student, "target": frozen_copy(student)}
+    fit(method, phase, networks, teacher, iterations=600, learning_rate=2e-2)
+    assert relative(run(student, table, z), flow) < bound
+
+
+def test_trajectory_consistency_is_nearer_to_the_flow_than_its_teacher(teacher):
+    """One x0 for every target time cannot be exact, but it must beat the denoiser's by far."""
+    method = TrajectoryConsistency(steps=2, segments=2, gamma=0.0, huber=0.3)
+    student = start_at(AffineOfTime(3, num_knots=17), denoiser)
+    z, flow, table = unit(), exact_teacher().flow(unit()), method.contract(teacher.spec).plans[2]
+    before = relative(run(student, table, z), flow)
+    networks = {"student": student, "target": frozen_copy(student)}
+    fit(method, method.phases(teacher.spec)[0], networks, teacher, iterations=1000, learning_rate=1e-2)
+    assert relative(run(student, table, z), flow) < 0.5 * before
+    assert TrajectoryConsistency().contract(teacher.spec).plans[4].is_stochastic
+
+
+def test_boot_learns_the_flow_from_noise_alone(teacher):
+    method = Boot()
+    student = AffineOfTime(3)
+    fit(method, method.phases(teacher.spec)[0], {"student": student}, teacher, iterations=2000, learning_rate=2e-2)
+    z = unit()
+    made = run(student, method.contract(teacher.spec).plans[1], z)
+    assert relative(made, exact_teacher().flow(z)) < 0.06
+
+
+def test_a_signal_step_is_a_ddim_step(teacher):
+    z, x0, y = unit(8).float(), unit(16)[8:].float(), unit(24)[16:].float()
+    t, s = torch.full((8,), 0.7), torch.full((8,), 0.6)
+    x_s = teacher.step_with(PROCESS.add_noise(y, z, t), x0, t, s)
+    level = PROCESS.at(s).like(x_s)
+    torch.testing.assert_close(signal_step(PROCESS, y, x0, t, s), (x_s - level.sigma * z) / level.alpha)
+
+
+def test_a_boundary_is_added_where_there_is_none():
+    for prediction, kind in (("eps", "lcm"), ("x0", "lcm"), ("v", "none"), ("flow", "none")):
+        assert with_boundary(Parameterization(prediction=Prediction(prediction))).preconditioning.kind == kind
+
+
+def test_a_jump_is_a_straight_line_of_the_flow(teacher):
+    """``y_s = y_t - (tau_t - tau_s) u`` in the rectified flow's coordinates, for any x0."""
+    x, x0 = unit(8), unit(16)[8:]
+    t, s = torch.full((8,), 0.8, dtype=torch.float64), torch.full((8,), 0.3, dtype=torch.float64)
+    x_s = teacher.step_with(x, x0, t, s)
+    y_t, y_s = (
+        state / (level.alpha + level.sigma)
+        for state, level in ((x, PROCESS.at(t).like(x)), (x_s, PROCESS.at(s).like(x)))
+    )
+    interval = (flow_time(PROCESS, t) - flow_time(PROCESS, s))[:, None, None, None]
+    torch.testing.assert_close(y_s, y_t - interval * velocity(PROCESS, x, x0, t))
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        (SimpleFastDistillation, {"teacher_steps": 1}),
+        (SimpleFastDistillation, {"huber": 0.0}),
+        (PhasedConsistency, {"levels_per_phase": 1}),
+        (PhasedConsistency, {"solver_order": 3}),
+        (PhasedConsistency, {"target_decay": 1.0}),
+        (TrajectoryConsistency, {"segments": 0}),
+        (TrajectoryConsistency, {"gamma": 1.5}),
+        (LatentConsistency, {"pairs": "ect"}),
+        (Boot, {"steps": 4}),
+        (Boot, {"step_size": 0.0}),
+        (Boot, {"boundary_weight": 0.0}),
+    ],
+)
+def test_settings_out_of_range(method, wrong):
+    with pytest.raises(UsageError):
+        method(**wrong)
 
 
 def test_flow_time_and_back():

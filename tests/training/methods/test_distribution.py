@@ -1,0 +1,153 @@
+"""Distribution matching: no gradient where the two scores agree, and generators that end with the data's mean and spread."""
+
+import pytest
+import torch
+from closed_forms import MixtureTeacher, plain_spec
+from gaussian_fit import AffineOfTime, denoiser, exact_teacher, fit, run, start_at, unit
+
+from distill_rt.core.errors import UsageError
+from distill_rt.core.table import run_table
+from distill_rt.kernels import unit_noise
+from distill_rt.training.data import Grid25
+from distill_rt.training.distribution import GeneratorAndScore, follow, frozen, score_loss
+from distill_rt.training.draws import Draws
+from distill_rt.training.methods import (
+    DistributionMatching,
+    ImprovedDistributionMatching,
+    ScoreIdentity,
+    VariationalScore,
+)
+from distill_rt.training.predictor import Conditions, Predictor, Teacher
+from distill_rt.training.rollout import renoised_state
+
+ONE_STEP = [
+    DistributionMatching(pairs_weight=0.0),
+    VariationalScore(),
+    VariationalScore(weighting="diff_instruct"),
+    ScoreIdentity(alpha=1.0),
+    ScoreIdentity(alpha=1.2),
+]
+NAMES = ["dmd", "vsd", "diff_instruct", "sid", "sid-1.2"]
+
+
+@pytest.mark.parametrize("method", ONE_STEP, ids=NAMES)
+def test_no_gradient_where_the_scores_agree(method):
+    """The fake denoiser is the teacher's twin: the generator must not move, wherever its images are."""
+    teacher, draws = Teacher(plain_spec(2), MixtureTeacher()), Draws(0, 0, 64)
+    images = (2.0 * draws.normal((2, 1, 1))).requires_grad_(True)
+    method.matching(teacher, MixtureTeacher(), images, Conditions(), draws).backward()
+    assert torch.equal(images.grad, torch.zeros_like(images))
+
+    class Other(MixtureTeacher):
+        def forward(self, x, time_B):
+            return super().forward(x, time_B) + 0.1
+
+    images.grad = None
+    method.matching(teacher, Other(), images, Conditions(), draws).backward()
+    assert images.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("method", ONE_STEP, ids=NAMES)
+def test_a_generator_ends_with_the_mean_and_the_spread_of_the_data(method):
+    teacher = Teacher(plain_spec(3), exact_teacher())
+    student, score = AffineOfTime(3, num_knots=2), start_at(AffineOfTime(3, num_knots=17), denoiser)
+    with torch.no_grad():  # images near the origin with a third of the spread
+        student.weight.fill_(-0.3)
+    both = GeneratorAndScore(student, score)
+    networks = {"student": student, "both": both}
+    z, table = unit(4096), method.contract(teacher.spec).plans[1]
+    fit(method, method.phases(teacher.spec)[0], networks, teacher, iterations=1200, learning_rate=1e-2, trained="both")
+    made = run(student, table, z).flatten(1)
+    torch.testing.assert_close(made.mean(0), exact_teacher().mean.flatten(), atol=0.07, rtol=0.0)
+    torch.testing.assert_close(made.std(0), exact_teacher().std.flatten(), atol=0.07, rtol=0.0)
+
+
+def test_the_losses_touch_disjoint_weights():
+    teacher = Teacher(plain_spec(2), MixtureTeacher())
+    draws = Draws(0, 0, 16)
+    batch = Grid25().batch(draws)
+    for method in (*ONE_STEP, ImprovedDistributionMatching(score_steps=1)):
+        both = GeneratorAndScore(*(torch.nn.ModuleList([AffineOfTime(2), AffineOfTime(2)])))
+        torch.nn.init.normal_(both.student.weight)
+        losses = method.losses(
+            method.phases(teacher.spec)[0], 0, {"student": both.student, "both": both}, teacher, batch, draws
+        )
+        for name, owner, other in (("score", both.score, both.student), ("matching", both.student, both.score)):
+            both.zero_grad()
+            losses[name].backward(retain_graph=True)
+            assert owner.weight.grad.abs().sum() > 0, name
+            assert other.weight.grad is None or not other.weight.grad.any(), name
+
+
+def test_the_generator_rests_while_the_score_learns():
+    teacher, method = Teacher(plain_spec(2), MixtureTeacher()), VariationalScore(score_steps=3)
+    both = GeneratorAndScore(AffineOfTime(2), AffineOfTime(2))
+    for step in range(6):
+        draws = Draws(0, step, 8)
+        losses = method.losses(
+            method.phases(teacher.spec)[0], step, {"student": both.student, "both": both}, teacher,
+            Grid25().batch(draws), draws,
+        )  # fmt: skip
+        assert set(losses) == ({"score", "matching"} if step % 3 == 0 else {"score"})
+
+
+def test_score_loss_is_least_for_the_generators_own_denoiser():
+    """On images of the Gaussian itself, its exact denoiser beats a shifted one."""
+    draws = Draws(0, 0, 4096)
+    images = exact_teacher().mean.float() + exact_teacher().std.float() * draws.normal((3, 1, 1))
+    own = score_loss(plain_spec(3), exact_teacher(), images, Conditions(), draws)
+    other = score_loss(plain_spec(3), exact_teacher(), images + 0.5, Conditions(), draws)
+    assert own < 0.9 * other
+
+
+def test_following_a_gradient():
+    images, gradient = torch.randn(4, 2, 1, 1, requires_grad=True), torch.randn(4, 2, 1, 1)
+    follow(images, gradient).backward()
+    torch.testing.assert_close(images.grad, gradient / 8)
+
+
+def test_frozen_lets_gradients_through():
+    layer, x = torch.nn.Linear(2, 2), torch.randn(3, 2, requires_grad=True)
+    with frozen(layer):
+        y = layer(x).sum()
+    y.backward()
+    assert layer.weight.grad is None
+    assert x.grad is not None
+    assert layer.weight.requires_grad
+
+
+def test_a_rolled_state_is_what_the_sampler_visits():
+    """DMD2 trains on the states of the exported table, noise and all."""
+    spec = plain_spec(2)
+    teacher = Teacher(spec, MixtureTeacher())
+    table = ImprovedDistributionMatching(steps=4).contract(spec).plans[4]
+    seeds, visited = Draws(0, 0, 5).seeds, []
+
+    def network(net_id, x, time, second_time):
+        visited.append(x)
+        return MixtureTeacher()(torch.from_numpy(x), torch.full((5,), time)).numpy()
+
+    run_table(table, unit_noise(seeds, (2, 1, 1)), network, lambda s: unit_noise(seeds, (2, 1, 1), s), dtype="float32")
+    times = [1.0, 0.75, 0.5, 0.25]
+    predictor = Predictor.of(spec, teacher.network)
+    for n in range(4):
+        x = renoised_state(predictor, (2, 1, 1), times[: n + 1], Conditions(), Draws(0, 0, 5))
+        torch.testing.assert_close(x, torch.from_numpy(visited[n]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        (DistributionMatching, {"steps": 4}),
+        (DistributionMatching, {"pairs_weight": -1.0}),
+        (DistributionMatching, {"num_pairs": 0}),
+        (VariationalScore, {"score_steps": 0}),
+        (ScoreIdentity, {"alpha": 3.0}),
+        (ScoreIdentity, {"steps": 2}),
+        (ImprovedDistributionMatching, {"steps": 0}),
+        (ImprovedDistributionMatching, {"pairs_weight": 1.0}),
+    ],
+)
+def test_settings_out_of_range(method, wrong):
+    with pytest.raises(UsageError):
+        method(**wrong)

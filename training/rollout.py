@@ -1,0 +1,30 @@
+"""The student's own samplers, run in training: the states that generation will bring."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill_rt.kernels import unit_noise
+from distill_rt.training.draws import Draws
+from distill_rt.training.predictor import Conditions, Predictor
+
+
+@torch.no_grad()
+def renoised_state(
+    predictor: Predictor, shape: tuple[int, ...], times: Sequence[float], conditions: Conditions, draws: Draws
+) -> Tensor:
+    """The state at the last of `times`, reached by re-noising from the first (`multistep_consistency`), (B, C, H, W).
+
+    Noise is that of the runtime's tables for the seeds of the draws: stream 0, then one stream a row.
+    """
+    process = predictor.process
+    x = process.init_scale(times[0]) * torch.from_numpy(unit_noise(draws.seeds, shape))
+    for row, (t, s) in enumerate(itertools.pairwise(times)):
+        x0 = predictor.x0(x, torch.full((len(x),), t), conditions)
+        z = torch.from_numpy(unit_noise(draws.seeds, shape, row + 1))
+        x = process.add_noise(x0, z, torch.full((len(x),), s))
+    return x
