@@ -19,6 +19,7 @@ from distill_rt.core.table import StepTable
 from distill_rt.kernels import unit_noise
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
+from distill_rt.training.parallel import gathered
 from distill_rt.training.predictor import Conditions
 from distill_rt.training.sampling import sample
 from distill_rt.training.student import draw_conditions
@@ -79,14 +80,16 @@ class PairCache(nn.Module):
             labels=None if conditions.label_B is None else conditions.label_B.tolist(),
             guidance=conditions.w_B,
         )
-        end = min(num_made + len(x0), num_pairs)
+        # Every process keeps the pairs of all of them, so that each can draw any pair.
+        made = gathered(x0)
+        end = min(num_made + len(made), num_pairs)
         kept = slice(0, end - num_made)
-        self.seed_N[num_made:end] = torch.from_numpy(draws.seeds.view(np.int64))[kept]
-        self.x0_NCHW[num_made:end] = x0[kept]
+        self.seed_N[num_made:end] = gathered(torch.from_numpy(draws.seeds.view(np.int64)))[kept]
+        self.x0_NCHW[num_made:end] = made[kept]
         if conditions.label_B is not None:
-            self.label_N[num_made:end] = conditions.label_B[kept]
+            self.label_N[num_made:end] = gathered(conditions.label_B)[kept]
         if conditions.w_B is not None:
-            self.w_N[num_made:end] = conditions.w_B[kept]
+            self.w_N[num_made:end] = gathered(conditions.w_B)[kept]
         self.count.fill_(end)
         return Pairs(
             z_BCHW=self._noise(torch.from_numpy(draws.seeds.view(np.int64))), x0_BCHW=x0, conditions=conditions

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from distill_rt.training.data.source import Source, check_classes, open_source, 
 from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method
+from distill_rt.training.parallel import Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
@@ -43,6 +44,10 @@ class RunOptions(TypedDict, total=False):
     """Replace the student that stands at `out`, and start anew unless `resume`."""
     checkpoint_every: int
     """Training steps between two checkpoints."""
+    accumulate: int
+    """Parts that each process takes its share of a batch in (1): less memory, more time."""
+    precision: Literal["fp32", "bf16"]
+    """Of the networks' evaluations; weights stay float32 (``fp32``)."""
     dry_run: bool
     """Check everything, hand back the frozen configuration, write nothing."""
     journal: JournalOptions | None
@@ -70,7 +75,8 @@ def train(
 
     Returns:
         A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters,
-        flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration.
+        flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration. Of several processes
+        (torchrun), those that are not the first hand back an empty one.
 
     Raises:
         UsageError: unknown recipe, setting or data, a setting out of range, `out` taken, or an unfinished run beside it.
@@ -176,6 +182,21 @@ def _defaults_for(method: str, steps: int) -> dict[str, str]:
 def _run(
     method: Method, teacher: Teacher, source: Source, out: Path, *, teacher_digest: str | None, options: RunOptions
 ) -> dict[str, Any]:
+    """The run of this process: all of them refuse, draw and compute the same; the main one alone writes."""
+    with joined_processes() as processes:
+        return _run_as(processes, method, teacher, source, out, teacher_digest=teacher_digest, options=options)
+
+
+def _run_as(
+    processes: Processes,
+    method: Method,
+    teacher: Teacher,
+    source: Source,
+    out: Path,
+    *,
+    teacher_digest: str | None,
+    options: RunOptions,
+) -> dict[str, Any]:
     force, resume = options.get("force", False), options.get("resume", False)
     refuse_existing(out, force=force, ours="student.json")
     checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -194,23 +215,33 @@ def _run(
         "teacher": teacher_digest,
         "contract": codec.to_json(method.contract(teacher.spec)),
     } | ({"classes": list(source.class_names)} if source.class_names else {})
+    accumulate, precision = options.get("accumulate", 1), options.get("precision", "fp32")
+    if (accumulate, precision) != (1, "fp32"):  # what does not change the bits is not named, so that digests stay
+        identity["loop"] = {"accumulate": accumulate, "precision": precision}
     config = TrainConfig(
         method=method,
         seed=options.get("seed", 0),
         checkpoint=checkpoint,
         checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
         identity=identity,
+        accumulate=accumulate,
+        precision=precision,
     )
-    configuration = _configuration(config, teacher, out)
+    configuration = _configuration(config, teacher, out) | {"processes": processes.count}
     journal = _open_journal(options, method.contract(teacher.spec), configuration)
     if options.get("dry_run", False):
-        return configuration
+        return configuration if processes.is_main else {}
     check_writable(out)
     started = time.monotonic()
-    trainer = Trainer(config, source.dataset, teacher)
-    if checkpoint.exists() and not resume:  # with force, and only now that nothing is left to refuse
+    trainer = Trainer(config, source.dataset, teacher, processes)
+    processes.wait()  # everybody has looked at what stands there
+    if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
         with resource_errors(checkpoint):
             shutil.rmtree(checkpoint)
+    processes.wait()
+    if not processes.is_main:
+        trainer.run(resume=resume)
+        return {}
     network, losses = trainer.run(resume=resume, progress=options.get("progress"), observer=journal)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
     digest = save_student(out, spec, [network], force=force)

@@ -53,6 +53,9 @@ def sample(
 
 
 @torch.no_grad()
+@torch.autocast(
+    "cpu", enabled=False
+)  # samples are float32, also those that are made while a network trains in bfloat16
 def _sample_batch(
     spec: StudentSpec,
     networks: Sequence[nn.Module],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from distill_rt.training.data import Dataset
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.parallel import Processes
 from distill_rt.training.predictor import Teacher
 
 Progress = Callable[[str, int, int, float], None]
@@ -40,9 +41,11 @@ class TrainConfig:
         checkpoint: directory of the checkpoint; None keeps none.
         checkpoint_every: training steps between two checkpoints.
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
+        accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
+        precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
 
     Raises:
-        UsageError: a seed or a number of steps that is none.
+        UsageError: a seed or a number of steps that is none, or a batch that does not divide.
     """
 
     method: Method
@@ -51,6 +54,8 @@ class TrainConfig:
     checkpoint_every: int = 250
     max_gradient_norm: float = 1.0
     identity: Mapping[str, Any]
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -59,29 +64,44 @@ class TrainConfig:
             raise UsageError(
                 f"checkpoint_every must be at least 1, got {self.checkpoint_every}", code="setting-invalid"
             )
+        if self.accumulate < 1:
+            raise UsageError(f"accumulate must be at least 1, got {self.accumulate}", code="setting-invalid")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Taken:
-    """What one step leaves for the record; fields as in `StepRecord`."""
+    """What one step leaves; fields as in `StepRecord`, and whether a signal asks to stop."""
 
     loss: float
     losses: Mapping[str, Tensor]
     gradient_norm: Tensor
+    stop: bool
 
 
 class Trainer:
-    """Runs one method to its end; `run` returns the network to export and the losses for the record."""
+    """Runs one method to its end; `run` returns the network to export and the losses for the record.
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, teacher: Teacher) -> None:
+    Args:
+        processes: this one among those that train together.
+
+    Raises:
+        UsageError: settings that cannot train, or a batch that does not divide by the processes and their parts.
+    """
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, teacher: Teacher, processes: Processes | None = None
+    ) -> None:
         self.config = config
+        self.processes = processes or Processes()
         self.dataset = dataset
         self.teacher = teacher
         self.method = config.method
         self.phases = check_method(self.method, teacher.spec)
         self.num_steps = sum(phase.iterations for phase in self.phases)
+        self.part_size = _part_size(self.method.batch_size, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)
+        self.processes.copy_from_main(networks.values())
         average = frozen_copy(networks["student"]) if self.method.ema_decay else None
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
 
@@ -93,7 +113,7 @@ class Trainer:
         Args:
             resume: go on from the checkpoint if there is one.
             progress: called after every step.
-            observer: told of every step before `progress`; it must not change the networks.
+            observer: told of every step before `progress`; it must not change the networks. Both are the main process's.
 
         Raises:
             ArtifactError: the checkpoint belongs to another configuration.
@@ -103,14 +123,15 @@ class Trainer:
         state = self.state
         if resume and self.config.checkpoint is not None and self.config.checkpoint.exists():
             self._restore(self.config.checkpoint)
+        stop = False
         with _watched_by(observer, state.step), _deferred_signals() as received:
-            while state.step < self.num_steps and not received:
+            while state.step < self.num_steps and not stop:
                 phase = self._phase(state.step)
                 if state.step == phase.start:
                     self.method.begin(phase, state.networks)
                     self._enter(phase)
-                taken = self._step(phase)
-                loss = taken.loss
+                taken = self._step(phase, received)
+                loss, stop = taken.loss, taken.stop
                 state.running = running = loss if state.running is None else 0.98 * state.running + 0.02 * loss
                 if state.step % max(1, self.num_steps // 200) == 0:
                     state.losses.append((state.step, running))
@@ -119,12 +140,15 @@ class Trainer:
                     observer.step(self._record(phase, taken))
                 if progress is not None:
                     progress(phase.name, state.step, self.num_steps, running)
-                if state.step % self.config.checkpoint_every == 0 and state.step < self.num_steps and not received:
+                if self.processes.count == 1:  # nobody has to agree, so a signal counts until here
+                    stop = bool(received)
+                if state.step % self.config.checkpoint_every == 0 and state.step < self.num_steps and not stop:
                     self._save()
-            if received:
+            if stop:
                 self._save()
-        if received:
-            signal.raise_signal(received[0])
+                self.processes.wait()  # rank 0 writes; whoever ends first would have the others killed
+        if stop:
+            signal.raise_signal(received[0] if received else signal.SIGTERM)
             raise KeyboardInterrupt  # where the handler does nothing, the caller still learns of it
         exported = self._exported()
         if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
@@ -160,38 +184,61 @@ class Trainer:
     def _enter(self, phase: Phase) -> None:
         self.state.optimizer = _optimizer(self.state.networks[phase.network])
 
-    def _step(self, phase: Phase) -> _Taken:
+    def _step(self, phase: Phase, received: list[int]) -> _Taken:
         state, step = self.state, self.state.step
-        draws = Draws(self.config.seed, step, self.method.batch_size)
         network = state.networks[phase.network].train()
-        losses = self.method.losses(phase, step, state.networks, self.teacher, self.dataset.batch(draws), draws)
-        loss = torch.stack(list(losses.values())).sum()
-        value = loss.item()
+        state.optimizer.zero_grad()
+        parts = [self._backward(phase, part) for part in range(self.config.accumulate)]
+        losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        local = sum(float(torch.stack(list(part.values())).sum()) for part in parts) / len(parts)
+        # One process that was told to stop stops all of them, after the same step.
+        value, told = self.processes.mean([local, float(bool(received))])
         if not math.isfinite(value):
             raise self._diverged(f"the loss of step {step} ({phase.name}) is {value}")
+        self.processes.average_gradients(network.parameters())
         for group in state.optimizer.param_groups:
             group["lr"] = self.method.learning_rate(phase, step)
-        state.optimizer.zero_grad()
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm)
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
         if state.average is not None:
             average_into(state.average, state.networks["student"], warmed_decay(self.method.ema_decay, step))
-        return _Taken(loss=value, losses={name: part.detach() for name, part in losses.items()}, gradient_norm=norm)
+        return _Taken(loss=value, losses=losses, gradient_norm=norm, stop=told > 0.0)
+
+    def _backward(self, phase: Phase, part: int) -> dict[str, Tensor]:
+        """Add the gradients of one part of this process's share of the batch; returns its losses."""
+        first = (self.processes.rank * self.config.accumulate + part) * self.part_size
+        draws = Draws(self.config.seed, self.state.step, self.part_size, first_sample=first)
+        batch = self.dataset.batch(draws)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.method.losses(phase, self.state.step, self.state.networks, self.teacher, batch, draws)
+        (torch.stack(list(losses.values())).sum() / self.config.accumulate).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def _save(self) -> None:
-        if self.config.checkpoint is not None:
+        if self.config.checkpoint is not None and self.processes.is_main:
             save_checkpoint(self.config.checkpoint, self.state, self.config.identity)
 
     def _diverged(self, what: str) -> ResourceError:
-        if self.config.checkpoint is not None:
+        if self.config.checkpoint is not None and self.processes.is_main:
             shutil.rmtree(self.config.checkpoint, ignore_errors=True)
         return ResourceError(
             f"training diverged: {what}",
             code="loss-not-finite",
             hint="lower the learning rate: --set peak_learning_rate=...",
         )
+
+
+def _part_size(batch_size: int, num_processes: int, accumulate: int) -> int:
+    """Samples of one backward pass."""
+    size, rest = divmod(batch_size, num_processes * accumulate)
+    if rest or not size:
+        raise UsageError(
+            f"a batch of {batch_size} does not divide into {num_processes} processes x {accumulate} parts",
+            code="batch-not-divisible",
+            hint="change it: --set batch_size=...",
+        )
+    return size
 
 
 def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:

@@ -51,10 +51,16 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
         help="training steps between two checkpoints (250)",
     )
     parser.add_argument(
-        "--log", type=Path, metavar="DIR", help="write metrics.jsonl and config.json there (docs/training.md)"
+        "--accumulate", type=positive, default=1, metavar="PARTS", help="take a batch in so many parts: less memory (1)"
     )
     parser.add_argument(
-        "--log-every", type=positive, metavar="STEPS", help="training steps between two lines of it (10)"
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' evaluations; weights stay fp32"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="DIR", help="write metrics.jsonl and config.json there (docs/training.md)"
+    )
+    parser.add_argument(
+        "--journal-every", type=positive, metavar="STEPS", help="training steps between two lines of it (10)"
     )
     parser.add_argument(
         "--sample-every", type=positive, metavar="STEPS", help="write a sheet of samples there so often"
@@ -71,22 +77,24 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
     """The arguments of `add_training_arguments`, by their names in `distill_rt.training.run`."""
     from distill_rt.training.journal import JournalOptions
 
-    wanted = {"every": args.log_every, "sample_every": args.sample_every, "tensorboard": args.tensorboard or None}
+    wanted = {"every": args.journal_every, "sample_every": args.sample_every, "tensorboard": args.tensorboard or None}
     given = {name: value for name, value in wanted.items() if value is not None}
-    if given and args.log is None:
+    if given and args.journal is None:
         raise UsageError(
-            "--log-every, --sample-every and --tensorboard need --log DIR",
-            code="log-missing",
+            "--journal-every, --sample-every and --tensorboard need --journal DIR",
+            code="journal-missing",
             hint="say where to write",
         )
     return {
-        "journal": None if args.log is None else JournalOptions(directory=args.log, **given),
+        "journal": None if args.journal is None else JournalOptions(directory=args.journal, **given),
         "data": args.data,
         "settings": dict(args.settings),
         "seed": args.seed,
         "resume": args.resume,
         "force": args.force,
         "checkpoint_every": args.checkpoint_every,
+        "accumulate": args.accumulate,
+        "precision": args.precision,
         "dry_run": args.dry_run,
         "progress": progress,
     }
@@ -94,6 +102,8 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
 
 def training_outcome(made: Mapping[str, Any], *, dry_run: bool, going_on: str) -> Outcome:
     """What a run, or a dry one, made."""
+    if not made:
+        raise SystemExit(0)  # one of several processes: the first one speaks
     if dry_run:
         return Outcome(data=made, text=_configuration_text(made))
     lines = [pairs({key: value for key, value in made.items() if key != "notes"})]

@@ -41,6 +41,60 @@ def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) <= {"teacher.checkpoint"}
 
 
+def test_sigterm_leaves_a_checkpoint(tmp_path: Path) -> None:
+    words = [
+        "train",
+        "grid25-teacher",
+        "--out",
+        "teacher",
+        "--set",
+        "steps=1000000",
+        "--checkpoint-every",
+        "5",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [*RUN, *words], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "teacher.checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert json.loads(out)["error"]["code"] == "sigterm"
+    assert os.listdir(tmp_path) == ["teacher.checkpoint"]
+
+
+def test_torchrun_starts_several_processes(tmp_path: Path) -> None:
+    """One of them speaks."""
+    words = ["train", "grid25-teacher", "--out", "teacher", "--set", "steps=6", "--set", "batch_size=8", "--json"]
+    log = ["--journal", "log", "--journal-every", "2"]
+    launcher = [
+        "-P",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "distill_rt.cli.main",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launcher, *words, *log],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["training_steps"] == 6
+    assert sorted(os.listdir(tmp_path)) == ["log", "teacher"]
+    assert len((tmp_path / "log" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "exit_code", "said"),
     [
@@ -52,7 +106,7 @@ def test_ctrl_c_leaves_at_most_a_checkpoint(tmp_path: Path) -> None:
         (["train", "digits-teacher", "--out", "x", "--data", "here"], 2, "there are no images in here"),
         (["train", "digits-teacher", "--out", "x", "--checkpoint-every", "0"], 2, "--checkpoint-every"),
         (["train", "digits-teacher", "--out", "here", "--dry-run"], 2, "--force"),
-        (["train", "digits-teacher", "--out", "x", "--sample-every", "5"], 2, "--log"),
+        (["train", "digits-teacher", "--out", "x", "--sample-every", "5"], 2, "--journal"),
         (["distill", "magic", "--teacher", "t", "--out", "x"], 2, "progressive"),
         (["distill", "progressive", "--teacher", "none", "--out", "x"], 3, "none"),
         (["evaluate", "none", "--teacher", "none"], 3, "none"),
@@ -117,7 +171,7 @@ def test_a_journal_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.chdir(tmp_path)
     settings = ["--set", "steps=4", "--set", "batch_size=4"]
-    log = ["--log", "log", "--log-every", "2", "--sample-every", "4"]
+    log = ["--journal", "log", "--journal-every", "2", "--sample-every", "4"]
     assert main(["train", "digits-teacher", "--out", "x", *settings, *log]) == 0
     assert [json.loads(line)["step"] for line in Path("log/metrics.jsonl").read_text().splitlines()] == [2, 4]
     assert os.listdir("log/samples") == ["step-0000004.png"]
