@@ -32,7 +32,6 @@ from distill_rt.core.optional import installed, require
 from distill_rt.core.spec import TensorSpec
 
 DEVICE = "CPU"
-ELEMENT_TYPES: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 HALVED_ELEMENTS = 4096
 """Constants with at least as many elements are stored as float16 in an engine that computes in bfloat16."""
 HALVED_RANGE = (1e-3, 65504.0)
@@ -46,7 +45,7 @@ class OpenVINO:
     name: ClassVar[str] = "openvino"
     device: ClassVar[str] = "cpu"
     extra: ClassVar[str] = "openvino"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16", "int8")
     joins_batches: ClassVar[bool] = False
     typed_graphs: ClassVar[bool] = False
     runs_on: ClassVar[Literal["host", "cuda"]] = "host"
@@ -90,7 +89,7 @@ class OpenVINO:
 
     def settings(self, options: CompileOptions) -> dict[str, Any]:
         return {
-            "INFERENCE_PRECISION_HINT": ELEMENT_TYPES[options.precision],
+            "INFERENCE_PRECISION_HINT": _element_type(options.precision),
             "INFERENCE_NUM_THREADS": options.num_threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
@@ -125,7 +124,7 @@ class OpenVINO:
         try:
             model = core.read_model(str(onnx_path))
             model.reshape({spec.name: list(spec.concrete(batch)) for spec in component.inputs})
-            if options.precision != "fp32":
+            if _element_type(options.precision) != "f32":
                 model = _store_half(ov, core, model, out_dir)
                 _keep_scalars_exact(ov, model, component.inputs)
             with kept_signal_stack():
@@ -169,7 +168,7 @@ class OpenVINO:
             raise _refused("cannot load", path, error) from error
 
     def _check_precision(self, ov: Any, compiled: Any, options: CompileOptions) -> None:
-        asked = ELEMENT_TYPES[options.precision]
+        asked = _element_type(options.precision)
         got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if got != asked:
             raise TargetError(
@@ -251,6 +250,12 @@ def _store_half(ov: Any, core: Any, model: Any, out_dir: Path) -> Any:
             exact.set_friendly_name(node.get_friendly_name())
             node.output(0).replace(exact.output(0))
     return halved
+
+
+def _element_type(precision: Precision) -> str:
+    """What OpenVINO computes in; in int8 graphs, what their quantised products leave over."""
+    fast = precision == "bf16" or (precision == "int8" and bool(BF16_INSTRUCTION_SETS & processor.instruction_sets()))
+    return "bf16" if fast else "f32"
 
 
 def import_openvino() -> Any:

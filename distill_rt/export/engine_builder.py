@@ -147,11 +147,11 @@ class EngineBuilder:
         component = self.bundle.body.components[name]
         source = self.bundle.directory / component.file
         graph = rewrite_graph(source, self.backend.rewrites, scratch / f"{name}.onnx", target=str(self.target))
-        if not self.backend.typed_graphs:
-            return graph
         precision = self.options.precision
         if self.quantizer is not None:
             graph, precision = self.quantizer.graph(name, graph, scratch / f"{name}.{precision}.onnx"), REST
+        if not self.backend.typed_graphs:
+            return graph
         return typed_graph(graph, component, precision, scratch / f"{name}.{precision}.typed.onnx")
 
     def _keep_exact(

@@ -125,7 +125,7 @@ def test_bfloat16_keeps_time_exact(graph: Path, tmp_path: Path) -> None:
     [
         ("onnxruntime:cpu", "bf16", "fp32 only, not in bf16"),
         ("onnxruntime:cpu", "fp16", "fp32 only, not in fp16"),
-        ("openvino:cpu", "fp16", "fp32 or bf16, not in fp16"),
+        ("openvino:cpu", "fp16", "fp32 or bf16 or int8, not in fp16"),
     ],
 )
 def test_a_precision_that_does_not_exist_is_refused(

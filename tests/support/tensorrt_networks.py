@@ -26,14 +26,19 @@ TEXT_OUTPUTS = (TensorSpec(name="prediction", dtype="float32", shape=("B", 4, "H
 
 
 def digits_bundle(directory: Path) -> Path:
-    """The network of the digits recipe, as a bundle; guidance by two evaluations."""
+    """`digits_student` as a bundle."""
+    return export_student(digits_student(directory), directory / "digits.bundle")
+
+
+def digits_student(directory: Path) -> Path:
+    """The network of the digits recipe with fresh weights; guidance by two evaluations."""
     torch.manual_seed(0)
     recipe = digits_teacher().spec
     plans = {n: ddim(recipe.process, recipe.parameterization, [1.0 - i / n for i in range(n)]) for n in (2, 4)}
     spec = dataclasses.replace(recipe, plans=plans, default_steps=4)
     network = _without_zeros(build_network(spec.networks[0]))
     save_student(directory / "digits", spec, [network])
-    return export_student(directory / "digits", directory / "digits.bundle")
+    return directory / "digits"
 
 
 class TextUNet(nn.Module):

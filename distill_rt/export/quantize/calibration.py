@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.core.errors import ArtifactError
+from distill_rt.core.noise import INITIAL_STREAM, unit_noise
 from distill_rt.core.optional import require
-from distill_rt.core.spec import StudentSpec
+from distill_rt.core.spec import TRAJECTORY, StudentSpec
 from distill_rt.core.tokenizer import Tokenizer
 from distill_rt.export.bundle import Bundle
 from distill_rt.export.progress import Progress, silent
@@ -26,6 +27,8 @@ from distill_rt.export.trajectory import run_components
 Array = NDArray[Any]
 
 FIRST_SEED = 40_000
+NUM_TRAJECTORIES = 16
+"""Rows of a trajectory graph, which meets all its steps in each."""
 NUM_ROWS = 64
 """Rows per network, spread evenly over all calls of all plans. Of a trained digits student, 16 to 128 rows give int8 images at
 the same distance."""
@@ -96,6 +99,31 @@ def calibration_inputs(bundle: Bundle, progress: Progress = silent) -> dict[str,
         first += len(indices)
     progress("calibration inputs", len(spec.steps), len(spec.steps))
     return {name: _spread(name, calls) for name, calls in met.items()}
+
+
+def trajectory_rows(bundle: Bundle, progress: Progress = silent) -> dict[str, dict[str, Array]]:
+    """Inputs of a trajectory graph: noise and conditions; the states in between are the graph's own.
+
+    Returns:
+        ``trajectory`` -> input name -> `NUM_TRAJECTORIES` rows.
+    """
+    spec, steps = bundle.body.spec, bundle.body.steps
+    assert steps is not None
+    indices = np.arange(NUM_TRAJECTORIES)
+    scales = sorted({spec.guidance.min, spec.guidance.default, spec.guidance.max})
+    seeds = [FIRST_SEED + int(i) for i in indices]
+    values: dict[str, Array] = {"guidance": np.asarray([scales[i % len(scales)] for i in indices], np.float32)}
+    labels = _labels(spec, indices)
+    if labels is not None:
+        values["label"] = np.asarray(labels, np.int64)
+    if bundle.body.tokenizer is not None:
+        tokens = Tokenizer(bundle.directory / bundle.body.tokenizer, spec.condition)(PROMPTS).ids
+        values["tokens"] = tokens[indices % len(tokens)]
+    streams = {"noise": INITIAL_STREAM} | {f"noise_{stream}": stream for stream in spec.plans[steps].streams}
+    for name, stream in streams.items():
+        values[name] = unit_noise(seeds, spec.sample_shape, stream)
+    ((inputs, _),) = spec.trajectory(steps).values()
+    return {TRAJECTORY: {tensor.name: values[tensor.name] for tensor in inputs}}
 
 
 def calibration_digest(inputs: Mapping[str, Array]) -> str:

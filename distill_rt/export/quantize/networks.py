@@ -1,22 +1,30 @@
-"""The networks of a bundle in 8 bits, for backends that compute in the types of their graph.
+"""The networks of a bundle in 8 bits: by modelopt for backends that compute in the types of their graph, by NNCF for OpenVINO.
 
 Text encoder and decoder stay in half precision: they run once per image, and what the decoder gets wrong is in the pixels.
 """
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 from distill_rt.core.artifacts import EIGHT_BIT, Precision
 from distill_rt.core.errors import TargetError
+from distill_rt.core.optional import installed, require
+from distill_rt.core.spec import TRAJECTORY
 from distill_rt.export.bundle import Bundle
 from distill_rt.export.progress import Progress
-from distill_rt.export.quantize.calibration import Array, calibration_inputs
+from distill_rt.export.quantize.calibration import Array, calibration_digest, calibration_inputs, trajectory_rows
 from distill_rt.export.quantize.modelopt import Mode, quantization_settings, quantize_graph
+from distill_rt.export.quantize.nncf_int8 import quantize_for_openvino
 
 REST: Precision = "fp16"
 """What is computed between the quantised products."""
+
+
+OPENVINO_RECIPE = 1
+"""Raise it when `quantize_for_openvino` starts to give another graph."""
 
 
 class NetworkQuantizer:
@@ -60,8 +68,39 @@ class NetworkQuantizer:
         return quantized.path
 
 
+class OpenVINOQuantizer:
+    """As `NetworkQuantizer`, for OpenVINO; a trajectory gets a scale per step, because every step has nodes of its own."""
+
+    def __init__(self, bundle: Bundle, progress: Progress) -> None:
+        self._bundle, self._progress = bundle, progress
+        self._rows: dict[str, dict[str, Array]] | None = None
+        self.reports: dict[str, Any] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result beside the bundle, for the fingerprint."""
+        if not installed("nncf"):
+            require("nncf", extra="int8")  # says what to install
+        return {"tool": f"nncf {metadata.version('nncf')}", "recipe": OPENVINO_RECIPE}
+
+    def graph(self, name: str, source: Path, destination: Path) -> Path:
+        """The graph of a component with int8 convolutions and products, as OpenVINO's own format; or as it was."""
+        if not name.startswith("network") and name != TRAJECTORY:
+            return source
+        if self._rows is None:
+            trajectory = self._bundle.body.steps is not None
+            self._rows = (trajectory_rows if trajectory else calibration_inputs)(self._bundle, self._progress)
+        component, rows = self._bundle.body.components[name], self._rows[name]
+        num_rows = len(next(iter(rows.values())))
+        samples = [{key: value[i : i + 1] for key, value in rows.items()} for i in range(num_rows)]
+        self._progress("int8 scales")
+        self.reports[name] = {"calibration": calibration_digest(rows), "rows": num_rows}
+        return quantize_for_openvino(source, component.inputs, samples, destination.with_suffix(".xml"))
+
+
 def make_quantizer(
     bundle: Bundle, precision: Precision, progress: Progress, *, typed_graphs: bool
-) -> NetworkQuantizer | None:
-    """A quantizer where the precision asks for one and the backend takes its types from the graph, else None."""
-    return NetworkQuantizer(bundle, precision, progress) if typed_graphs and precision in EIGHT_BIT else None
+) -> NetworkQuantizer | OpenVINOQuantizer | None:
+    """A quantizer where the precision asks for one, else None."""
+    if precision not in EIGHT_BIT:
+        return None
+    return NetworkQuantizer(bundle, precision, progress) if typed_graphs else OpenVINOQuantizer(bundle, progress)
