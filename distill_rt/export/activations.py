@@ -14,16 +14,18 @@ from typing import Any
 from distill_rt.core.optional import require
 
 
-def peak_activation_bytes(path: Path, batch: int) -> int:
+def peak_activation_bytes(path: Path, batch: int, float_bytes: int) -> int:
     """Largest sum of the values that are alive at one node of a graph file, in bytes.
 
     Args:
+        path: as exported, with the shapes that torch knew: ONNX itself infers none behind GroupNormalization.
         batch: what the symbol ``B`` stands for. Values whose shape cannot be told from it do not count.
+        float_bytes: of one number where the graph says float32.
     """
     onnx = require("onnx", extra="cpu")
     model = onnx.load(str(path), load_external_data=False)
     graph = onnx.shape_inference.infer_shapes(model).graph
-    sizes = {value.name: _num_bytes(onnx, value, batch) for value in [*graph.value_info, *graph.output]}
+    sizes = {value.name: _num_bytes(onnx, value, batch, float_bytes) for value in [*graph.value_info, *graph.output]}
     last_read = {name: i for i, node in enumerate(graph.node) for name in node.input}
     alive = peak = 0
     for i, node in enumerate(graph.node):
@@ -34,7 +36,7 @@ def peak_activation_bytes(path: Path, batch: int) -> int:
     return peak
 
 
-def _num_bytes(onnx: Any, value: Any, batch: int) -> int:
+def _num_bytes(onnx: Any, value: Any, batch: int, float_bytes: int) -> int:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return 0
@@ -46,4 +48,6 @@ def _num_bytes(onnx: Any, value: Any, batch: int) -> int:
             count *= batch
         else:
             return 0
+    if tensor.elem_type == onnx.TensorProto.FLOAT:
+        return count * float_bytes
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize)

@@ -122,12 +122,7 @@ class EngineBuilder:
         with tempfile.TemporaryDirectory(prefix=".rewrite-", dir=directory) as scratch:
             graphs = {name: self.graph(name, Path(scratch)) for name in body.components}
             if self.backend.runs_on == "cuda":
-                self.activation_bytes = {
-                    name: {
-                        str(b): peak_activation_bytes(graphs[name], component_batch(body.spec, name, b)) for b in items
-                    }
-                    for name, items in batches.items()
-                }
+                self.activation_bytes = {name: self._activation_bytes(name, items) for name, items in batches.items()}
             for done, (name, group) in enumerate(jobs):
                 self.progress(f"compiling for {self.target}", done, len(jobs))
                 files = self.backend.compile(
@@ -141,6 +136,13 @@ class EngineBuilder:
                 components[name] |= {batch: Compiled(batch=batch, files=files) for batch in group}
         self.progress(f"compiling for {self.target}", len(jobs), len(jobs))
         return components
+
+    def _activation_bytes(self, name: str, batches: tuple[int, ...]) -> dict[str, int]:
+        """An upper bound for every number of images."""
+        graph = self.bundle.directory / self.bundle.body.components[name].file
+        float_bytes = 4 if self.options.precision == "fp32" else 2
+        rows = {batch: component_batch(self.bundle.body.spec, name, batch) for batch in batches}
+        return {str(batch): peak_activation_bytes(graph, num, float_bytes) for batch, num in rows.items()}
 
     def graph(self, name: str, scratch: Path) -> Path:
         """The graph of one component as the backend wants it."""
