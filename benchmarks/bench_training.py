@@ -119,7 +119,7 @@ def test_training_step(benchmark: Any, method: str, recipe: str, variant: str) -
     network = trainer.state.networks["student"].train()
     first = FLOORS[method](make_trainer(METHODS[method], recipe))().item()
     if variant == "trainer":
-        step: Callable[[], float] = lambda: trainer._step(phase)  # noqa: E731
+        step: Callable[[], float] = lambda: trainer._step(phase, []).loss  # noqa: E731
     else:
         loss_of, optimizer = FLOORS[method](trainer), trainer.state.optimizer
         for group in optimizer.param_groups:
