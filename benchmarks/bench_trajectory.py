@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
@@ -28,14 +27,12 @@ from matmul_rate import matmul_rates
 from paired import Call, alternate, psnr_db
 from peers import unet_loops
 
-from distill_rt.core.artifacts import Component
 from distill_rt.core.noise import INITIAL_STREAM, unit_noise
 from distill_rt.runtime import Pipeline
 
 SEED = 7
 SHAPE = (1, 3, 32, 32)
 STEPS = networks.C10_STEPS
-CALIBRATION_IMAGES = 8
 NUM_THREADS = len(os.sched_getaffinity(0))
 MIN_PSNR_DB = {"fp32": 55.0, "bf16": 38.0, "int8": 30.0}
 RESULT = Path(__file__).resolve().parent / "results/c10.json"
@@ -53,38 +50,6 @@ def ours(work: Path, mode: str, precision: str) -> Call:
         compile_bundle(bundle, "openvino:cpu", engine, precision=precision, batches=[1], num_threads=NUM_THREADS)  # type: ignore[arg-type]
     pipeline = Pipeline.load(engine)
     return lambda: pipeline.generate(seed=SEED).images
-
-
-def ours_int8(work: Path) -> Call:
-    """The trajectory quantized on other seeds; `compile` has no int8 yet, so the steps of it that matter stand here."""
-    from distill_rt.backends.base import CompileOptions
-    from distill_rt.backends.openvino import OpenVINO
-    from distill_rt.core.tensor_spec import TensorSpec
-    from distill_rt.export import export_student
-    from distill_rt.export.quantize.nncf_int8 import quantize_for_openvino
-    from distill_rt.export.rewrites import rewrite_graph
-
-    bundle = work / "trajectory.bundle"
-    if not bundle.exists():
-        export_student(networks.write_c10(work / "student"), bundle, "trajectory")
-    inputs = (TensorSpec(name="noise", dtype="float32", shape=("B", *SHAPE[1:])),)
-    outputs = (TensorSpec(name="images", dtype="uint8", shape=("B", *SHAPE[2:], 3)),)
-    backend, options = OpenVINO(), CompileOptions(precision="bf16", num_threads=NUM_THREADS)
-    if not (work / "int8.blob").exists():
-        (source,) = bundle.glob("onnx/*.onnx")
-        graph = rewrite_graph(source, backend.rewrites, work / "int8.onnx")
-        samples = [{"noise": unit_noise([1000 + k], SHAPE[1:], INITIAL_STREAM)} for k in range(CALIBRATION_IMAGES)]
-        quantized = quantize_for_openvino(graph, inputs, samples, work / "int8.xml")
-        component = Component(file=source.name, inputs=inputs, outputs=outputs, opset=21, initializers={})
-        backend.compile(quantized, component, [1], work, "int8", options)
-    program = backend.load(work, ("int8.blob",), inputs, outputs, 1, options)
-
-    def call() -> NDArray[Any]:
-        program.inputs["noise"][:] = unit_noise([SEED], SHAPE[1:], INITIAL_STREAM)
-        program.run()
-        return program.outputs["images"].copy()
-
-    return call
 
 
 def loop(make: Callable[[], unet_loops.Evaluate]) -> Callable[[Path], Call]:
@@ -127,7 +92,7 @@ def variants() -> dict[str, tuple[str, Callable[[Path], Call]]]:
         "distill-rt step fp32": ("fp32", lambda work: ours(work, "step", "fp32")),
         "distill-rt step bf16": ("bf16", lambda work: ours(work, "step", "bf16")),
         "distill-rt trajectory bf16": ("bf16", lambda work: ours(work, "trajectory", "bf16")),
-        "distill-rt trajectory int8": ("int8", ours_int8),
+        "distill-rt trajectory int8": ("int8", lambda work: ours(work, "trajectory", "int8")),
     }
 
 

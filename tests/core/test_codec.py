@@ -184,7 +184,7 @@ def test_every_key_is_known_and_needed(body):
 @pytest.mark.parametrize(
     ("path", "value", "where"),
     [
-        ("precision", "fp8", "EngineBody.precision"),
+        ("precision", "fp7", "EngineBody.precision"),
         ("batches.0", True, "EngineBody.batches[0]"),
         ("components.network0.0.batch", "1", "EngineBody.components.network0[0].batch"),
         ("components.network0.0.files", "a.xml", "EngineBody.components.network0[0].files"),

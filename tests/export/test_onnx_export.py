@@ -308,7 +308,7 @@ def test_not_a_student(real_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_mode(student: Path, tmp_path: Path) -> None:
-    assert refused(UsageError, student, tmp_path / "x", mode="trajectory").code == "mode-unknown"
+    assert refused(UsageError, student, tmp_path / "x", mode="movie").code == "mode-unknown"
 
 
 def test_a_network_that_no_plan_uses(student: Path, tmp_path: Path) -> None:
