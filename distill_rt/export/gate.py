@@ -144,7 +144,15 @@ def _compare(got: Array, want: Array, norm: float, bar: Distance, what: str) -> 
             hint="compile with --precision fp32",
             details={"what": what, "not_finite": num_bad},
         )
-    figure = distance(got, want, norm)
+    return require_within(distance(got, want, norm), bar, what)
+
+
+def require_within(figure: Distance, bar: Distance, what: str) -> Distance:
+    """A distance that passes its bar.
+
+    Raises:
+        GateError: it does not; says what is too far, and how far.
+    """
     if not within(figure, bar):
         raise GateError(
             f"{what} is too far from the student: relative L2 {figure.relative_l2:.3g} (at most {bar.relative_l2:g}), "

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_rt.core.artifacts import Distance, GateReport, Precision
-from distill_rt.core.errors import GateError
 from distill_rt.core.noise import unit_noise
 from distill_rt.core.spec import TRAJECTORY, StudentSpec
-from distill_rt.export.distance import distance, typical_norm, within, worst
-from distill_rt.export.gate import COMPONENT_BARS, TRAJECTORY_BARS, LoadProgram, evaluate_rows, run_gate
+from distill_rt.export.distance import distance, typical_norm, worst
+from distill_rt.export.gate import COMPONENT_BARS, TRAJECTORY_BARS, LoadProgram, evaluate_rows, require_within, run_gate
 from distill_rt.export.golden import Golden, TrajectoryGolden
 from distill_rt.export.progress import Progress, silent
 from distill_rt.kernels.reference import to_uint8
@@ -132,21 +131,7 @@ def check_images(got_BHWC: Array, run: TrajectoryGolden, norm: float, bar: Dista
     right = np.abs(got_BHWC - level) <= 0.5 + EDGE
     want_BHWC = np.where(right, got_BHWC, to_uint8(run.images))
     got, want = (pixels.astype(np.float64) / 127.5 - 1 for pixels in (got_BHWC, want_BHWC))
-    figure = distance(got, want, norm)
-    if not within(figure, bar):
-        raise GateError(
-            f"{what} is too far from the student: relative L2 {figure.relative_l2:.3g} (at most {bar.relative_l2:g}), "
-            f"PSNR {figure.psnr_db:.1f} dB (at least {bar.psnr_db:g}), cosine {figure.cosine:.6f} (at least {bar.cosine:g})",
-            code="gate-failed",
-            hint="compile with --precision fp32, or for another target",
-            details={
-                "what": what,
-                "relative_l2": figure.relative_l2,
-                "psnr_db": figure.psnr_db,
-                "cosine": figure.cosine,
-            },
-        )
-    return figure
+    return require_within(distance(got, want, norm), bar, what)
 
 
 def golden_rows(spec: StudentSpec, trajectories: Sequence[TrajectoryGolden]) -> dict[str, Array]:
