@@ -1,10 +1,12 @@
-"""SDT: one step of SD-Turbo's shape, batch 1, from token ids to 512x512 pixels: time and peak memory, ours beside the others.
+"""SDT: one step of SD-Turbo's shape, batch 1, from a prompt to 512x512 pixels: time and peak memory, ours beside the others.
 
     python benchmarks/bench_text_to_image.py --work DIRECTORY [--passes 3] [--only NAME ...]
 
 A variant holds gigabytes, so each runs in a process of its own, and its peak memory is that process's; the processes of all
-variants follow each other, `--passes` times. What has to be converted or compiled is made before, by other processes
-(`--work` keeps it: about 20 GB). Images are compared with diffusers in float32. Results go to benchmarks/results/sdt.json.
+variants follow each other, `--passes` times. Every image has another prompt, because our pipeline remembers embeddings. What
+has to be converted or compiled is made before, by other processes: ours by `export` and `compile`, so every engine has passed
+its gate. `--work` keeps it: about 30 GB. Images are compared with diffusers in float32. Results go to
+benchmarks/results/sdt.json.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from matmul_rate import matmul_rates
 from paired import Samples, psnr_db
 
 from distill_rt.core.noise import INITIAL_STREAM, unit_noise
+from distill_rt.core.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 SEED = 7
@@ -38,85 +41,82 @@ COMPONENTS = ("text_encoder", "network0", "decoder")
 NUM_THREADS = len(os.sched_getaffinity(0))
 RESULT = Path(__file__).resolve().parent / "results/sdt.json"
 REFERENCE = "diffusers eager fp32"
+OURS = {
+    f"distill-rt {mode} {precision}": (mode, precision)
+    for mode in ("step", "trajectory")
+    for precision in ("bf16", "int8")
+}
 PRECISION = {
     REFERENCE: "fp32",
     "diffusers eager bf16": "bf16",
     "OpenVINO naive": "bf16",
     "OpenVINO bf16": "bf16",
-    "distill-rt bf16": "bf16",
+    **{name: precision for name, (_, precision) in OURS.items()},
 }
-MIN_PSNR_DB = {"fp32": 55.0, "bf16": 30.0}
+MIN_PSNR_DB = {"fp32": 55.0, "bf16": 30.0, "int8": 30.0}
+PROMPTS = tuple(f"photograph number {i} of a lighthouse" for i in range(1 + ROUNDS))
 
 
-def prompt() -> tuple[Array, Array]:
-    """Token ids (1, 77) and unit noise (1, 4, 64, 64)."""
-    tokens = np.random.default_rng(SEED).integers(0, 49408, (1, 77))
-    return tokens, unit_noise([SEED], (4, 64, 64), INITIAL_STREAM)
+def noise() -> Array:
+    """Unit noise (1, 4, 64, 64)."""
+    return unit_noise([SEED], (4, 64, 64), INITIAL_STREAM)
 
 
-def prepare(variant: str, component: str, work: Path) -> None:
-    """Convert or compile one component; runs in a process of its own."""
+def prepare(name: str, work: Path) -> None:
+    """Make one file or directory of `needed`; runs in a process of its own."""
     import reference_networks as networks
-    import torch
 
-    spec = networks.sdt_spec()
-    inputs, outputs = spec.components()[component]
-    if variant != "distill-rt bf16":
+    path = work / name
+    if path.suffix == ".xml":
+        import torch
         from peers.text_to_image import convert_openvino
 
+        component = path.stem.partition(".")[2]
+        inputs, _ = networks.sdt_spec().components()[component]
         examples = [
             torch.zeros(t.concrete(1), dtype=torch.int64 if t.dtype == "int64" else torch.float32) for t in inputs
         ]
-        convert_openvino(networks.sdt_network(component), examples, work / f"openvino.{component}.xml")
-        return
-    from distill_rt.backends.base import CompileOptions
-    from distill_rt.backends.openvino import OpenVINO
-    from distill_rt.export.onnx_graph import export_component
-    from distill_rt.export.rewrites import rewrite_graph
+        convert_openvino(networks.sdt_network(component), examples, path)
+    elif path.suffix == ".bundle":
+        from distill_rt.export import export_student
 
-    backend = OpenVINO()
-    exported = export_component(networks.sdt_network(component), inputs, outputs, work, f"{component}.onnx")
-    graph = rewrite_graph(work / exported.file, backend.rewrites, work / f"{component}.rewritten.onnx")
-    options = CompileOptions(precision="bf16", num_threads=NUM_THREADS)
-    backend.compile(graph, exported, [1], work, component, options)
+        export_student(work / "student", path, path.stem)  # type: ignore[arg-type]
+    elif path.suffix == ".engine":
+        from distill_rt.export import compile_bundle
 
-
-def ours(work: Path) -> Callable[[], Array]:
-    """The component programs of an engine and the row of its table, as the runtime's worker runs them."""
-    import reference_networks as networks
-
-    from distill_rt.backends.base import CompileOptions
-    from distill_rt.backends.openvino import OpenVINO
-
-    spec, backend = networks.sdt_spec(), OpenVINO()
-    options = CompileOptions(precision="bf16", num_threads=NUM_THREADS)
-    # The largest first: while it is packed, nothing else is there yet.
-    unet, text, decoder = (
-        backend.load(work, (f"{name}.blob",), *spec.components()[name], 1, options)
-        for name in ("network0", "text_encoder", "decoder")
-    )
-    (row,) = spec.plans[1].rows
-    a, b, _ = row.folded()
-    tokens, noise = prompt()
-
-    def call() -> Array:
-        text.inputs["tokens"][:] = tokens
-        text.run()
-        unet.inputs["sample"][:] = row.c_in * noise
-        unet.inputs["time"][:] = row.time
-        unet.inputs["text"][:] = text.outputs["text"]
-        unet.run()
-        decoder.inputs["latent"][:] = a * noise + b * unet.outputs["prediction"]
-        decoder.run()
-        image = decoder.outputs["image"].transpose(0, 2, 3, 1)
-        return np.rint(np.clip(image * 127.5 + 127.5, 0, 255)).astype(np.uint8)
-
-    return call
+        mode, precision = path.stem.split(".")
+        compile_bundle(
+            work / f"{mode}.bundle",
+            "openvino:cpu",
+            path,
+            precision=precision,  # type: ignore[arg-type]
+            num_threads=NUM_THREADS,
+            use_cache=False,
+        )
+    else:
+        networks.write_sdt(path)
 
 
-def make(variant: str, work: Path) -> Callable[[], Array]:
-    if variant == "distill-rt bf16":
-        return ours(work)
+def needed(variant: str) -> list[str]:
+    """What a variant needs in the work directory, in the order in which it is made."""
+    if variant in OURS:
+        mode, precision = OURS[variant]
+        return ["student", f"{mode}.bundle", f"{mode}.{precision}.engine"]
+    files = [f"openvino.{component}.xml" for component in COMPONENTS] if "OpenVINO" in variant else []
+    return ["student", *files]
+
+
+def ours(engine: Path) -> Callable[[int], Array]:
+    from distill_rt.runtime import Pipeline
+
+    pipeline = Pipeline.load(engine)
+    return lambda i: pipeline.generate(prompts=[PROMPTS[i]], seed=SEED).images
+
+
+def make(variant: str, work: Path) -> Callable[[int], Array]:
+    """Number of a prompt -> image."""
+    if variant in OURS:
+        return ours(work / needed(variant)[-1])
     import reference_networks as networks
     import torch
     from peers import text_to_image as peers
@@ -130,7 +130,9 @@ def make(variant: str, work: Path) -> Callable[[], Array]:
         files = {name: work / f"openvino.{name}.xml" for name in COMPONENTS}
         naive = variant == "OpenVINO naive"
         modules = peers.openvino_files(files, 0 if naive else NUM_THREADS, {} if naive else latency)
-    return peers.pipeline(modules, networks.SDT_SCHEDULER, *prompt())
+    tokens = Tokenizer(work / "student/tokenizer.json", networks.sdt_spec().condition)(PROMPTS).ids
+    call = peers.pipeline(modules, networks.SDT_SCHEDULER, noise())
+    return lambda i: call(tokens[i : i + 1])
 
 
 def child(variant: str, work: Path) -> None:
@@ -138,12 +140,12 @@ def child(variant: str, work: Path) -> None:
     start = time.perf_counter()
     call = make(variant, work)
     load_s = time.perf_counter() - start
-    image = call()
+    image = call(0)
     first_s = time.perf_counter() - start
     wall, busy = [], []
-    for _ in range(ROUNDS):
+    for i in range(ROUNDS):
         processor, start = time.process_time(), time.perf_counter()
-        call()
+        call(1 + i)
         wall.append(time.perf_counter() - start)
         busy.append((time.process_time() - processor) / NUM_THREADS)
     np.save(work / f"{variant}.npy", image)
@@ -183,11 +185,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PRECISION, metavar="NAME", default=list(PRECISION))
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--child", choices=PRECISION, help=argparse.SUPPRESS)
-    parser.add_argument("--prepare", choices=COMPONENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.prepare:
-        prepare(args.child, args.prepare, args.work)
+        prepare(args.prepare, args.work)
     elif args.child:
         child(args.child, args.work)
     else:
@@ -196,12 +198,10 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     names = [name for name in PRECISION if name in {REFERENCE, *args.only}]
-    for name in ("OpenVINO bf16", "distill-rt bf16"):
-        for component in COMPONENTS:
-            file = args.work / (f"{component}.blob" if name.startswith("distill") else f"openvino.{component}.xml")
-            if name in names and not file.exists():
-                print("preparing", file.name, flush=True)
-                process("--work", str(args.work), "--child", name, "--prepare", component)
+    for name in dict.fromkeys(item for variant in names for item in needed(variant)):
+        if not (args.work / name).exists():
+            print("preparing", name, flush=True)
+            process("--work", str(args.work), "--prepare", name)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(args.passes):
         for name in names:
@@ -224,10 +224,10 @@ def compare(args: argparse.Namespace) -> None:
         for key in ("peak_mb", "load_s", "first_image_s"):
             row[key] = round(float(np.median([report[key] for report in reports])), 2)
         rows[name] = row
-    mine = [name for name in names if name.startswith("distill-rt")]
+    mine = [name for name in names if name in OURS]
     result = {
         "name": "sdt",
-        "about": "SD-Turbo's shape, 1 step, batch 1, token ids to 512x512 pixels; every variant in its own processes",
+        "about": "SD-Turbo's shape, 1 step, batch 1, prompt to 512x512 pixels; every variant in its own processes",
         "gflop_per_image": round(work, 1),
         "matmul_gflops": rates,
         "variants": rows,

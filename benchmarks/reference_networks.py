@@ -4,7 +4,7 @@
 student of 4 DDIM steps. `sdt` has the shape of SD-Turbo with a tiny decoder: a UNet of 866 M parameters on 64x64 latents, an
 OpenCLIP-H text encoder (1024 wide, 23 layers), AutoencoderTiny, one step to 512x512 pixels.
 
-    python benchmarks/reference_networks.py c10 DIRECTORY    # writes the student directory
+    python benchmarks/reference_networks.py c10|sdt DIRECTORY    # writes the student directory
 """
 
 from __future__ import annotations
@@ -123,6 +123,24 @@ SDT_SCHEDULER: Mapping[str, Any] = {
 }
 
 
+SDT_TOKENS = 77
+
+
+def sdt_tokenizer() -> Any:
+    """CLIP's tokenizer class with bytes as its vocabulary: as many tokens as any other, 77."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=SDT_TOKENS)
+
+
+def _null_tokens(tokenizer: Any) -> tuple[int, ...]:
+    return tuple(tokenizer("", padding="max_length", max_length=SDT_TOKENS).input_ids)
+
+
 def sdt_spec() -> StudentSpec:
     """The contract: one step, a prompt of 77 tokens, no guidance."""
     return StudentSpec(
@@ -130,7 +148,9 @@ def sdt_spec() -> StudentSpec:
         sample_shape=(4, 64, 64),
         process=VPLinear(),
         parameterization=Parameterization(prediction=Prediction.V),
-        condition=Condition(kind="text", num_tokens=77, vocab_size=49408, width=1024),
+        condition=Condition(
+            kind="text", num_tokens=SDT_TOKENS, vocab_size=49408, width=1024, null_tokens=_null_tokens(sdt_tokenizer())
+        ),
         plans={1: table_from_scheduler_config(SDT_SCHEDULER, 1).as_float32()},
         default_steps=1,
         networks=(NetworkSpec(kind="unet2d_condition", config=dict(SDT_UNET)),),
@@ -155,7 +175,17 @@ def sdt_network(component: str) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-WRITERS = {"c10": write_c10}
+def write_sdt(path: Path) -> Path:
+    """The student directory (5 GB), written once."""
+    if not path.exists():
+        files = path.with_suffix(".tokenizer")
+        sdt_tokenizer().save_pretrained(files)
+        text_encoder, network, decoder = (sdt_network(name) for name in ("text_encoder", "network0", "decoder"))
+        save_student(path, sdt_spec(), [network], text_encoder=text_encoder, decoder=decoder, tokenizer=files)
+    return path
+
+
+WRITERS = {"c10": write_c10, "sdt": write_sdt}
 
 
 def main() -> None:

@@ -21,18 +21,16 @@ Modules = Mapping[str, Callable[..., torch.Tensor]]
 """``text_encoder(tokens)``, ``network0(x, time, text)``, ``decoder(latent)``; float32 on both sides."""
 
 
-def pipeline(
-    modules: Modules, scheduler_config: Mapping[str, Any], tokens_BL: Array, noise_BCHW: Array
-) -> Callable[[], Array]:
-    """The call of a diffusers pipeline, one step: uint8 images (B, H, W, C)."""
+def pipeline(modules: Modules, scheduler_config: Mapping[str, Any], noise_BCHW: Array) -> Callable[[Array], Array]:
+    """The call of a diffusers pipeline, one step: tokens (B, L) to uint8 images (B, H, W, C)."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
-    tokens, noise = torch.from_numpy(tokens_BL), torch.from_numpy(noise_BCHW)
+    noise = torch.from_numpy(noise_BCHW)
 
-    def call() -> Array:
+    def call(tokens_BL: Array) -> Array:
         with torch.inference_mode():
-            text = modules["text_encoder"](tokens)
+            text = modules["text_encoder"](torch.from_numpy(tokens_BL))
             scheduler.set_timesteps(1)
             (time,) = scheduler.timesteps
             F = modules["network0"](noise, time.float().reshape(1), text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from distill_rt.core.spec import TensorSpec
 
 PROVIDERS = ["CPUExecutionProvider"]
 LOG_ERRORS_ONLY = 3
+UNKNOWN_OPERATOR = re.compile(r"Could not find an implementation for (\w+)\(\d+\)")
+"""How it names an operator that it does not have."""
 SESSION_ENTRIES: Mapping[str, str] = {
     # Workers spin between the steps of a request instead of sleeping; waking them costs more than a small layer takes.
     "session.intra_op.allow_spinning": "1",
@@ -175,8 +178,10 @@ def _session_options(ort: Any, options: CompileOptions) -> Any:
 
 def _refused(what: str, path: Path, error: Exception) -> TargetError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    missing = UNKNOWN_OPERATOR.search(reason)
     return TargetError(
         f"ONNX Runtime {what} {path.name}: {reason}",
         code="compiler-refused",
         hint="compile again with --force, or choose another target",
+        details={"operators": [missing[1]]} if missing else {},
     )

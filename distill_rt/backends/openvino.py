@@ -15,6 +15,7 @@ scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
 from __future__ import annotations
 
 import mmap
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,10 @@ HALVED_ELEMENTS = 4096
 """Constants with at least as many elements are stored as float16 in an engine that computes in bfloat16."""
 HALVED_RANGE = (1e-3, 65504.0)
 """If their largest magnitude is in this range: float16 ends above it, and loses bits below 6e-5."""
+UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: (.+)")
+"""How it names operators that it does not have: ``Det-21, MaxUnpool-21``."""
+GRAPH_RECIPE = 2
+"""Raise it when `OpenVINO.compile` starts to make another graph of the same file."""
 BF16_INSTRUCTION_SETS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
@@ -104,6 +109,7 @@ class OpenVINO:
         ov = import_openvino()
         return {
             "compiler": f"openvino {ov.get_version()}",
+            "recipe": GRAPH_RECIPE,
             "processor": processor.identity(),
             "settings": self.settings(options),
         }
@@ -204,7 +210,7 @@ def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> No
     before it. So the last tensors of the exact part become results too. They are a few hundred numbers that nobody reads,
     and the states.
     """
-    heavy = {"MatMul", "Convolution", "GroupConvolution", "Result"}
+    heavy = {"MatMul", "Convolution", "ConvolutionBackpropData", "GroupConvolution", "Result"}
     features = {}
     pending = [
         model.input(spec.name).get_node()
@@ -221,7 +227,8 @@ def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> No
             consumers = [port.get_node() for port in output.get_target_inputs()]
             if any(consumer.get_type_name() in heavy for consumer in consumers):
                 features[(node.get_friendly_name(), output.get_index())] = output
-            pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy)
+            # The shape of the noise is not computed from its values: through it lies every reshaped tensor of the network.
+            pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy | {"ShapeOf"})
     if features:
         model.add_outputs(list(features.values()))
 
@@ -286,8 +293,10 @@ def _convert_model(*args: Any, **kwargs: Any) -> Any:
 def _refused(what: str, path: Path, error: RuntimeError) -> TargetError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # The first lines name OpenVINO's source files; the last one says what is wrong.
+    missing = [name for line in lines if (found := UNKNOWN_OPERATORS.search(line)) for name in found[1].split(", ")]
     return TargetError(
         f"OpenVINO {what} {path.name}: {lines[-1] if lines else 'no reason given'}",
         code="compiler-refused",
         hint="compile again with --force, or choose another target",
+        details={"operators": [name.rpartition("-")[0] for name in missing]} if missing else {},
     )

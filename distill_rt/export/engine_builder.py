@@ -13,12 +13,14 @@ from distill_rt.backends.fingerprint import engine_parts, fingerprint
 from distill_rt.backends.registry import Target
 from distill_rt.core import codec
 from distill_rt.core.artifacts import Compiled, EngineBody
+from distill_rt.core.errors import TargetError
 from distill_rt.core.manifest import write_manifest
 from distill_rt.core.spec import TRAJECTORY
 from distill_rt.export.activations import peak_activation_bytes
 from distill_rt.export.bundle import Bundle
 from distill_rt.export.exactness import same_bits
 from distill_rt.export.golden import GOLDEN_FILE, Golden, load_golden, save_golden
+from distill_rt.export.passes import with_node
 from distill_rt.export.precision import typed_graph
 from distill_rt.export.progress import Progress
 from distill_rt.export.quantize.networks import REST, make_quantizer
@@ -125,14 +127,17 @@ class EngineBuilder:
                 self.activation_bytes = {name: self._activation_bytes(name, items) for name, items in batches.items()}
             for done, (name, group) in enumerate(jobs):
                 self.progress(f"compiling for {self.target}", done, len(jobs))
-                files = self.backend.compile(
-                    graphs[name],
-                    body.components[name],
-                    [component_batch(body.spec, name, batch) for batch in group],
-                    directory,
-                    name if joined else f"{name}.b{group[0]}",
-                    self.options,
-                )
+                try:
+                    files = self.backend.compile(
+                        graphs[name],
+                        body.components[name],
+                        [component_batch(body.spec, name, batch) for batch in group],
+                        directory,
+                        name if joined else f"{name}.b{group[0]}",
+                        self.options,
+                    )
+                except TargetError as error:
+                    raise with_node(error, graphs[name], str(self.target)) from error
                 components[name] |= {batch: Compiled(batch=batch, files=files) for batch in group}
         self.progress(f"compiling for {self.target}", len(jobs), len(jobs))
         return components

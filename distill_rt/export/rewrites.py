@@ -5,7 +5,7 @@ The bundle keeps the graph as exported; what is faster depends on the compiler, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill_rt.export.model_file import load_model, save_model
@@ -29,24 +29,22 @@ COMPILE_PASSES: Mapping[str, Pass] = {
 """Passes by identity, the names that backends list (`Backend.rewrites`)."""
 
 
-def rewrite_graph(
-    source: Path, names: Sequence[str], destination: Path, *, target: str = "", lacks: Collection[str] = ()
-) -> Path:
-    """Apply passes to a graph file, and check that the target has every operator that is left.
+def rewrite_graph(source: Path, names: Sequence[str], destination: Path, *, target: str = "") -> Path:
+    """Apply passes to a graph file, and check that every operator that is left is ONNX's own.
 
     Args:
         names: identities of passes.
-        target, lacks: see `check_operators`.
+        target: for messages.
 
     Returns:
         `destination`, or `source` if no pass changed anything.
 
     Raises:
-        TargetError: the target lacks an operator.
+        TargetError: an operator of another domain, or of none.
     """
     model = load_model(source)
     rewritten = run_passes(model, [COMPILE_PASSES[name] for name in names])
-    check_operators(rewritten, target, lacks)
+    check_operators(rewritten, target)
     if [node.op_type for node in rewritten.graph] == [node.op_type for node in model.graph]:
         return source
     save_model(rewritten, destination)

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from distill_rt.export.passes.interface import Pass, identities, run_passes
-from distill_rt.export.passes.legalise import check_operators
+from distill_rt.export.passes.legalise import check_operators, with_node
 
-__all__ = ["Pass", "check_operators", "identities", "run_passes"]
+__all__ = ["Pass", "check_operators", "identities", "run_passes", "with_node"]
