@@ -1,22 +1,26 @@
 """``make quality``: every method against its teacher, two seeds, with the controls that must fail.
 
-    python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md
-    METHODS=progressive,consistency python benchmarks/quality.py ...        # a subset
+    python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md --plot docs/quality.svg
+    METHODS=progressive,consistency python benchmarks/quality.py ...        # a subset; also --datasets, --seeds
 
-Writes a list of rows {method, dataset, nfe, seed, measures..., passed, failures}, controls included, and the table in
-docs/methods.md. Resumable: teachers, students and finished rows are kept in --work, a second call goes on.
+Writes rows {method, dataset, nfe, seed, measures..., passed, failures}, controls included, beside those that the file has of
+other runs; the table in docs/methods.md and the plot are made of all of them. Resumable: teachers, students and finished rows
+are kept in --work, a second call goes on. Every student has one thread; --jobs students train at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +28,16 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+from quality_report import plot, write_table
+
 from distill_rt.models import Student, load_student
 from distill_rt.training.evaluate import claims_pairing, measure_yardstick, open_bench
-from distill_rt.training.quality.baselines import CONTROLS
+from distill_rt.training.quality.baselines import CONTROLS, SAME_FOR_ALL
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.gate import verdict
 from distill_rt.training.run import distill, train
-
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,6 @@ class Run:
     nfe: tuple[int, ...]
     settings: dict[str, str] = field(default_factory=dict)
     variant: str = ""
-    # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
     baseline_divisor: int = 1
 
     @property
@@ -56,29 +61,65 @@ class Run:
         return f"{self.label}-{self.dataset}-{self.steps}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a method can be asked for: one student for every entry of `students`, (steps, plans that are measured)."""
+
+    method: str
+    students: tuple[tuple[int, tuple[int, ...]], ...]
+    settings: dict[str, str] = field(default_factory=dict)
+    variant: str = ""
+
+    def runs(self, dataset: str) -> Iterator[Run]:
+        # A UNet on digits costs many times the points' network: fewer iterations keep a student within 4 minutes.
+        budget = DIGITS_ITERATIONS.get(self.method, {}) if dataset == "digits" else {}
+        for steps, nfe in self.students:
+            yield Run(
+                method=self.method,
+                dataset=dataset,
+                steps=steps,
+                nfe=nfe,
+                settings={**budget, **self.settings},
+                variant=self.variant,
+            )
+
+
+ONE = ((1, (1,)),)
+EACH = ((4, (4,)), (2, (2,)), (1, (1,)))
+ALL = ((4, (1, 2, 4)),)
+OFFERS = (
+    Offer(method="progressive", students=EACH),
+    Offer(method="consistency", students=ALL),
+    Offer(method="consistency", students=ALL, settings={"pairs": "ect"}, variant="ect"),
+    Offer(method="kd", students=ONE),
+    Offer(method="tract", students=EACH),
+    Offer(method="rectified_flow", students=ALL),
+    Offer(method="consistency_training", students=ALL),
+    Offer(method="ect", students=ALL),
+    Offer(method="sfd", students=EACH[:2]),
+    Offer(method="boot", students=ONE),
+    Offer(method="lcm", students=ALL),
+    Offer(method="pcm", students=EACH[:2]),
+    Offer(method="tcd", students=EACH[:1]),
+    Offer(method="ctm", students=ALL),
+    Offer(method="shortcut", students=ALL),
+    Offer(method="imm", students=ALL),
+    Offer(method="dmd", students=ONE),
+    Offer(method="vsd", students=ONE),
+    Offer(method="sid", students=ONE),
+    Offer(method="dmd2", students=EACH[:1]),
+)
+"""Methods in the order of their files' families; the same students on both data sets."""
+DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}
+"""Settings of a method on digits."""
 RUNS = (
-    *(Run(method="progressive", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2, 1)),
-    Run(method="consistency", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    Run(method="consistency", dataset="grid25", steps=4, nfe=(1, 2, 4), settings={"pairs": "ect"}, variant="ect"),
-    Run(method="kd", dataset="grid25", steps=1, nfe=(1,)),
-    *(Run(method="tract", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2, 1)),
-    Run(method="rectified_flow", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    Run(method="consistency_training", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    Run(method="ect", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    *(Run(method="sfd", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2)),
-    Run(method="boot", dataset="grid25", steps=1, nfe=(1,)),
-    Run(method="lcm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    *(Run(method="pcm", dataset="grid25", steps=n, nfe=(n,)) for n in (4, 2)),
-    Run(method="tcd", dataset="grid25", steps=4, nfe=(4,)),
-    Run(method="ctm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    Run(method="shortcut", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    Run(method="imm", dataset="grid25", steps=4, nfe=(1, 2, 4)),
-    *(Run(method=m, dataset="grid25", steps=1, nfe=(1,)) for m in ("dmd", "vsd", "sid")),
-    Run(method="dmd2", dataset="grid25", steps=4, nfe=(4,)),
-    Run(method="guidance", dataset="grid25-labelled", steps=4, nfe=(16,), baseline_divisor=2),
-    Run(method="progressive", dataset="digits", steps=4, nfe=(4,)),
-    Run(method="consistency", dataset="digits", steps=4, nfe=(1, 2, 4)),
-    Run(method="guidance", dataset="digits", steps=4, nfe=(16,), baseline_divisor=2),
+    *(run for offer in OFFERS for run in offer.runs("grid25")),
+    # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
+    *(
+        Run(method="guidance", dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
+        for name in ("grid25-labelled", "digits")
+    ),
+    *(run for offer in OFFERS for run in offer.runs("digits")),
 )
 NUM_SAMPLES = {"digits": 2000, "grid25": 4000, "grid25-labelled": 4000}
 SEEDS = (0, 1)
@@ -88,14 +129,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Markdown file whose marked part is replaced by the table")
+    parser.add_argument("--plot", type=Path, help="picture of quality against evaluations")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--datasets", nargs="+", choices=NUM_SAMPLES, default=list(NUM_SAMPLES))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="students at a time")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     only = set(filter(None, os.environ.get("METHODS", "").split(",")))
-    chosen = [run for run in RUNS if not only or run.method in only]
-    rows = [row for seed in SEEDS for run in chosen for row in _rows(run, seed, args.work)]
-    if only and args.out.exists():
-        rows += [row for row in json.loads(args.out.read_text())["rows"] if row["method"].partition("-")[0] not in only]
+    unknown = only - {run.method for run in RUNS}
+    if unknown:
+        parser.error(
+            f"METHODS names {', '.join(sorted(unknown))}; there are {', '.join(sorted({r.method for r in RUNS}))}"
+        )
+    chosen = [run for run in RUNS if run.dataset in args.datasets and (not only or run.method in only)]
+    rows = _all_rows(chosen, args.seeds, args.work, args.jobs)
+    if args.out.exists():
+        measured = {_identity(row) for row in rows}
+        rows += [row for row in json.loads(args.out.read_text())["rows"] if _identity(row) not in measured]
+    rows.sort(key=_order)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "rows": rows,
@@ -104,7 +156,9 @@ def main() -> int:
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     if args.table is not None:
-        _write_table(args.table, rows)
+        write_table(args.table, rows)
+    if args.plot is not None:
+        plot(args.plot, rows)
     controls = [row for row in rows if row["control"]]
     passed_controls = [f"{row['method']} ({row['dataset']})" for row in controls if row["passed"]]
     students = [row for row in rows if not row["control"]]
@@ -113,28 +167,59 @@ def main() -> int:
     return 1 if passed_controls else 0
 
 
+def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["dataset"], row["nfe"], row["seed"]
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Seed, data, then methods as they stand in `RUNS`, controls behind their student."""
+    labels = [run.label for run in RUNS]
+    name = row["method"].rpartition(" as ")[2]
+    position = labels.index(name) if name in labels else len(labels)
+    return row["seed"], list(NUM_SAMPLES).index(row["dataset"]), position, name, row["nfe"], row["control"]
+
+
+def _all_rows(runs: list[Run], seeds: list[int], work: Path, jobs: int) -> list[dict[str, Any]]:
+    """Rows of all students; those that a worker measures one after the other share a yardstick where they can."""
+    todo = [(run, seed) for seed in seeds for run in runs]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        missing = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
+        list(pool.map(_train_teacher, missing, [work] * len(missing)))
+        parts = list(pool.map(_rows, *zip(*todo, strict=True), [work] * len(todo))) if todo else []
+    return [row for part in parts for row in part]
+
+
+def _train_teacher(dataset: str, work: Path) -> None:
+    _say(f"teacher of {dataset}")
+    train(f"{dataset}-teacher", work / f"{dataset}-teacher", resume=True)
+
+
 def _rows(run: Run, seed: int, work: Path) -> list[dict[str, Any]]:
     """The rows of one student, from the work directory if they are there."""
     done = work / f"{run.key}-seed{seed}.json"
     if not done.exists():
         rows = list(_measure(run, seed, work))
-        done.write_text(json.dumps(rows))
+        part = done.with_suffix(".part")
+        part.write_text(json.dumps(rows))
+        part.replace(done)
     loaded: list[dict[str, Any]] = json.loads(done.read_text())
     return loaded
 
 
 def _measure(run: Run, seed: int, work: Path) -> Iterator[dict[str, Any]]:
     teacher_path, student_path = work / f"{run.dataset}-teacher", work / f"{run.key}-seed{seed}"
-    if not teacher_path.exists():
-        _say(f"teacher of {run.dataset}")
-        train(f"{run.dataset}-teacher", teacher_path, resume=True)
     if not student_path.exists():
-        _say(f"{run.key}, seed {seed}")
+        start = time.perf_counter()
         distill(run.method, teacher_path, student_path, steps=run.steps, settings=run.settings, seed=seed, resume=True)
-    teacher, student = load_student(teacher_path), load_student(student_path)
-    bench = open_bench(teacher, num_samples=NUM_SAMPLES[run.dataset], guidance=None, seed=seed)
+        _say(f"{run.key}, seed {seed}: trained in {time.perf_counter() - start:.0f} s")
+    student, bench = load_student(student_path), _bench(teacher_path, run.dataset, seed)
     for num_steps in run.nfe:
         yield from _measure_plan(run, seed, bench, student, num_steps)
+
+
+@functools.lru_cache(maxsize=1)
+def _bench(teacher: Path, dataset: str, seed: int) -> QualityBench:
+    return open_bench(load_student(teacher), num_samples=NUM_SAMPLES[dataset], guidance=None, seed=seed)
 
 
 def _measure_plan(
@@ -157,40 +242,11 @@ def _measure_plan(
         "baselines": {name: dataclasses.asdict(m) for name, m in yardstick.baselines.items()},
     }
     for name, control in CONTROLS.items():
-        fake = bench.measure(control(bench, student, num_steps))
+        make = functools.partial(control, bench, student, num_steps)
+        fake = bench.measure_once(name, 0, make) if name in SAME_FOR_ALL else bench.measure(make())
         reasons = verdict(fake, yardstick, follows_trajectory=follows)
         head = {"method": f"control: {name} as {run.label}", "control": True, **shared}
         yield {**head, **dataclasses.asdict(fake), "passed": not reasons, "failures": reasons}
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace what stands between the markers of a Markdown file."""
-    head = "| method | data | NFE | seed | passed | c2st (floor, best naive) | energy (floor) | recall | swd | labels right |\n"
-    lines = [head + "|---|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        if row["control"]:
-            continue
-        best = min(m["c2st"] for m in row["baselines"].values())
-        labels = (
-            ""
-            if row["label_accuracy"] is None
-            else f"{row['label_accuracy']:.3f} ({row['floor']['label_accuracy']:.3f})"
-        )
-        verdict_ = "yes" if row["passed"] else f"below bar: {', '.join(row['failures'])}"
-        floor = row["floor"]
-        cells = [row["method"], row["dataset"], row["nfe"], row["seed"], verdict_]
-        cells += [
-            f"{row['c2st']:.3f} ({floor['c2st']:.3f}, {best:.3f})",
-            f"{row['energy']:.3f} ({floor['energy']:.3f})",
-        ]
-        cells += [f"{row['recall']:.3f}", f"{row['swd']:.3f}", labels]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    failed = sum(not row["passed"] for row in rows if row["control"])
-    lines.append(f"\nNegative controls: {failed} of {sum(row['control'] for row in rows)} fail, as they must.")
-    text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
 
 
 def _machine() -> dict[str, Any]:

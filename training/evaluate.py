@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,12 @@ def measure_yardstick(
     bench: QualityBench, student: Student, num_steps: int, *, baseline_steps: int | None = None
 ) -> Yardstick:
     """Floor, Gaussian fit and all baselines for a student at `num_steps`."""
-    gaussian = bench.measure(gaussian_fit(bench))
-    tables = naive_tables(bench, baseline_steps or num_steps)
-    baselines = {name: bench.measure(bench.teacher_samples(table)) for name, table in tables.items()}
+    gaussian = bench.measure_once("gaussian fit", 0, lambda: gaussian_fit(bench))
+    steps = baseline_steps or num_steps
+    baselines = {
+        name: bench.measure_once(name, steps, partial(bench.teacher_samples, table))
+        for name, table in naive_tables(bench, steps).items()
+    }
     baselines["gaussian fit"] = gaussian
     baselines["untrained student"] = bench.measure(untrained(bench, student, num_steps))
     return Yardstick(floor=bench.floor, gaussian=gaussian, baselines=baselines)

@@ -84,3 +84,5 @@ CONTROLS: Mapping[str, Callable[[QualityBench, Student, int], Tensor]] = {
     "mean image": lambda bench, student, num_steps: mean_image(bench),
 }
 """Negative controls: every one of them must fail the gate, or the gate measures nothing."""
+SAME_FOR_ALL = frozenset({"gaussian fit", "memoriser", "mean image"})
+"""Controls that do not depend on the student."""

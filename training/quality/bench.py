@@ -6,7 +6,7 @@ are drawn: one from the same noise as the student's (pairing), one from fresh no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,16 +99,13 @@ class QualityBench:
         self.paired = self.teacher_samples(table, self.seeds)
         self.fresh = self.teacher_samples(table, self.seeds + np.uint64(FRESH_SEEDS))
 
-        self._floor: Measurement | None = None
+        self._measured: dict[tuple[str, int], Measurement] = {}
 
     @property
     def floor(self) -> Measurement:
         """A third set of the teacher's own samples: what a perfect student would measure. Measured once."""
-        if self._floor is None:
-            self._floor = self.measure(
-                self.teacher_samples(self.reference_table(), self.seeds + np.uint64(FLOOR_SEEDS))
-            )
-        return self._floor
+        seeds = self.seeds + np.uint64(FLOOR_SEEDS)
+        return self.measure_once("floor", 0, lambda: self.teacher_samples(self.reference_table(), seeds))
 
     @property
     def evaluations_per_step(self) -> int:
@@ -132,6 +129,13 @@ class QualityBench:
         table = student.spec.plans[student.spec.check_steps(num_steps)]
         w = self.guidance if student.spec.guidance.mode != "none" else None
         return sample(student.spec, student.networks, self.seeds, table=table, labels=self.labels, guidance=w)
+
+    def measure_once(self, name: str, num_steps: int, samples: Callable[[], Tensor]) -> Measurement:
+        """`measure` of samples that are the same for every student: made and measured at the first call with this name and
+        number of steps, remembered from then on."""
+        if (name, num_steps) not in self._measured:
+            self._measured[name, num_steps] = self.measure(samples())
+        return self._measured[name, num_steps]
 
     def measure(self, samples: Tensor, *, labels: Sequence[int] | None = None) -> Measurement:
         """Measure samples made from the bench's seeds; `labels` are those asked for (default: the bench's)."""
