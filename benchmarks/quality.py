@@ -110,7 +110,25 @@ OFFERS = (
     Offer(method="dmd2", students=EACH[:1]),
 )
 """Methods in the order of their files' families; the same students on both data sets."""
-DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}
+DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+    "kd": {"iterations": "1200", "num_pairs": "3072"},
+    "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
+    "rectified_flow": {"iterations": "1200", "num_pairs": "3072"},
+    "consistency_training": {"iterations": "1200"},
+    "ect": {"iterations": "1200"},
+    "sfd": {"iterations": "150"},
+    "boot": {"iterations": "700"},
+    "lcm": {"iterations": "900"},
+    "pcm": {"iterations": "700"},
+    "tcd": {"iterations": "700"},
+    "ctm": {"iterations": "400"},
+    "shortcut": {"iterations": "800"},
+    "imm": {"iterations": "900"},
+    "dmd": {"iterations": "500", "num_pairs": "2048"},
+    "vsd": {"iterations": "700"},
+    "sid": {"iterations": "600"},
+    "dmd2": {"iterations": "700"},
+}
 """Settings of a method on digits."""
 RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
