@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-
 from bench_training import make_trainer
+from torch import Tensor, nn
 
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods import METHODS
