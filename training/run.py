@@ -19,6 +19,7 @@ from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.journal import Journal, JournalOptions
+from distill_rt.training.kept import MARK, KeptWeights, run_digest
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method
 from distill_rt.training.parallel import Processes, joined_processes
@@ -44,6 +45,8 @@ class RunOptions(TypedDict, total=False):
     """Replace the student that stands at `out`, and start anew unless `resume`."""
     checkpoint_every: int
     """Training steps between two checkpoints."""
+    keep_every: int
+    """Training steps of the last phase between two weights that are kept in ``<out>.weights`` for `combine`, 0 for none (0)."""
     accumulate: int
     """Parts that each process takes its share of a batch in (1): less memory, more time."""
     precision: Literal["fp32", "bf16"]
@@ -218,6 +221,10 @@ def _run_as(
     accumulate, precision = options.get("accumulate", 1), options.get("precision", "fp32")
     if (accumulate, precision) != (1, "fp32"):  # what does not change the bits is not named, so that digests stay
         identity["loop"] = {"accumulate": accumulate, "precision": precision}
+    keep_every, kept = options.get("keep_every", 0), None
+    if keep_every:
+        kept = KeptWeights(directory=out.with_name(f"{out.name}.weights"), run=run_digest(identity), every=keep_every)
+        refuse_existing(kept.directory, force=True, ours=MARK)
     config = TrainConfig(
         method=method,
         seed=options.get("seed", 0),
@@ -226,6 +233,7 @@ def _run_as(
         identity=identity,
         accumulate=accumulate,
         precision=precision,
+        kept=kept,
     )
     configuration = _configuration(config, teacher, out) | {"processes": processes.count}
     journal = _open_journal(options, method.contract(teacher.spec), configuration)
@@ -238,6 +246,9 @@ def _run_as(
     if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
         with resource_errors(checkpoint):
             shutil.rmtree(checkpoint)
+    if processes.is_main and kept is not None and not resume:  # of a run before
+        with resource_errors(kept.directory):
+            shutil.rmtree(kept.directory, ignore_errors=True)
     processes.wait()
     if not processes.is_main:
         trainer.run(resume=resume)
