@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"num_samples": 40, "generations": 2, "population": 4}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher and a 2-step student with three kept weights, hardly trained."""
+    """A teacher and a 2-step student with four kept weights, hardly trained."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("combine")
     train("grid25-teacher", root / "teacher", settings={"steps": "40", "batch_size": "32"})
@@ -36,8 +36,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_last_phase_is_kept_and_its_end(root: Path) -> None:
     files = sorted(file.name for file in (root / "student.weights").iterdir())
-    assert files == ["step-0000010.safetensors", "step-0000015.safetensors", "step-0000016.safetensors", "weights.json"]
-    last = load_file(root / "student.weights" / files[2])
+    assert files == [*(f"step-{step:07d}.safetensors" for step in (5, 10, 15, 16)), "weights.json"]
+    last = load_file(root / "student.weights" / files[3])
     student = load_student(root / "student").networks[0].state_dict()  # of a method without an average
     assert all(torch.equal(last[name], value) for name, value in student.items())
 
@@ -119,7 +119,7 @@ def test_a_mixture_is_linear_in_the_weights() -> None:
 def test_a_combination_is_a_student(root: Path, tmp_path: Path) -> None:
     made = combine(root / "student", root / "teacher", tmp_path / "both", **SMALL)
     json.dumps(made, allow_nan=False)
-    assert made["checkpoints"] == [10, 15, 16]
+    assert made["checkpoints"] == [5, 10, 15, 16]
     assert sum(made["coefficients"]) == pytest.approx(1.0, abs=1e-4)
     # The plain average and the last weights were among those tried.
     searched, held_out = made["searched"], made["held_out"]
