@@ -182,4 +182,5 @@ def search(
         children = a + along * (b - a) + noise
         children = children + (1.0 - children.sum(dim=1, keepdim=True)) / num
         tried += [(distance(row), row) for row in children]
-    return min(tried, key=lambda pair: pair[0])[1]
+    best: Tensor = min(tried, key=lambda pair: pair[0])[1]
+    return best

@@ -271,8 +271,8 @@ def _run_as(
         return {}
     network, losses = trainer.run(resume=resume, progress=options.get("progress"), observer=journal)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
-    read = {} if text is None else {"text_encoder": text.encoder, "tokenizer": text.tokenizer}
-    digest = save_student(out, spec, [network], force=force, **read)
+    encoder, tokenizer = (None, None) if text is None else (text.encoder, text.tokenizer)
+    digest = save_student(out, spec, [network], text_encoder=encoder, tokenizer=tokenizer, force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
     cost = network_cost(spec, network)
     return {
