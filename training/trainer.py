@@ -23,6 +23,7 @@ from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
 from distill_rt.training.data import Dataset
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
+from distill_rt.training.kept import KeptWeights
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.parallel import Processes
 from distill_rt.training.predictor import Teacher
@@ -42,6 +43,7 @@ class TrainConfig:
         checkpoint_every: training steps between two checkpoints.
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
         accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
+        kept: where to keep the student's weights along the last phase; None keeps none.
         precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
 
     Raises:
@@ -56,6 +58,7 @@ class TrainConfig:
     identity: Mapping[str, Any]
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    kept: KeptWeights | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -136,6 +139,7 @@ class Trainer:
                 if state.step % max(1, self.num_steps // 200) == 0:
                     state.losses.append((state.step, running))
                 state.step += 1
+                self._keep(phase)
                 if observer is not None:
                     observer.step(self._record(phase, taken))
                 if progress is not None:
@@ -214,6 +218,14 @@ class Trainer:
             losses = self.method.losses(phase, self.state.step, self.state.networks, self.teacher, batch, draws)
         (torch.stack(list(losses.values())).sum() / self.config.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _keep(self, phase: Phase) -> None:
+        """Earlier phases aim elsewhere, so their weights are no neighbours of the student."""
+        kept, step = self.config.kept, self.state.step
+        if kept is None or phase is not self.phases[-1] or not self.processes.is_main:
+            return
+        if step % kept.every == 0 or step == self.num_steps:
+            kept.keep(step, self.state.networks["student"])
 
     def _save(self) -> None:
         if self.config.checkpoint is not None and self.processes.is_main:

@@ -18,7 +18,7 @@ from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.student import student_network
 
-FEWER_STEPS = sorted(set(METHODS) - {"feature_kd"})
+FEWER_STEPS = sorted(set(METHODS) - {"feature_kd", "bk_sdm"})
 """Methods whose students take fewer steps; a smaller network is its teacher's equal in other ways (test_feature_kd.py)."""
 
 

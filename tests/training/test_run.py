@@ -27,6 +27,13 @@ TEACHERS = {"grid25": "40", "grid25-labelled": "40", "digits": "4"}
 TEACHER_SETTINGS = {"batch_size": "16", "warmup": "5", "peak_learning_rate": "0.001"}
 SETTINGS = {
     "progressive": {"guidance_iterations": "4", "stage_iterations": "4", "last_iterations": "5", "batch_size": "16"},
+    "rcfd": {
+        "classifier_iterations": "3",
+        "guidance_iterations": "3",
+        "stage_iterations": "3",
+        "last_iterations": "4",
+        "batch_size": "16",
+    },
     "guidance": {"iterations": "8", "batch_size": "16"},
     "feature_kd": {"iterations": "9", "batch_size": "16", "width": "0.5", "blocks": "base"},
     "kd": {"iterations": "9", "batch_size": "16", "num_pairs": "40", "teacher_steps": "2"},
@@ -36,7 +43,7 @@ SETTINGS = {
 }
 BRIEF = {"iterations": "9", "batch_size": "16"}
 """Settings of the methods that are not named above."""
-STEPS = {"feature_kd": 4, "kd": 1, "boot": 1, "dmd": 1, "vsd": 1, "sid": 1}
+STEPS = {"feature_kd": 4, "bk_sdm": 4, "kd": 1, "boot": 1, "dmd": 1, "vsd": 1, "sid": 1}
 """Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans, a generator has one step."""
 UNGUIDED = ("consistency_training", "ect", "imm")
 """They learn from data alone."""
@@ -47,7 +54,7 @@ CASES = [
     ("consistency", "grid25"),
     ("consistency", "grid25-labelled"),
     ("guidance", "grid25-labelled"),
-    *((method, "grid25") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
+    *((method, "grid25") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance", "rcfd"})),
     *((method, "grid25-labelled") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
     ("feature_kd", "digits"),
 ]
@@ -146,7 +153,7 @@ def test_every_method_makes_a_student_that_samples(teachers, method, data, out):
     assert student.spec.provenance["data"] == data
     assert student.spec.condition == teacher.spec.condition
     # a smaller network is guided as its teacher is
-    guided = "none" if method in UNGUIDED else "cfg" if method == "feature_kd" else "embedded"
+    guided = "none" if method in UNGUIDED else "cfg" if method in ("feature_kd", "bk_sdm") else "embedded"
     assert student.spec.guidance.mode == (guided if teacher.spec.guidance.mode == "cfg" else "none")
     check_samples(out)
     # A student is a student: nothing of training but its record is in it.

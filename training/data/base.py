@@ -1,6 +1,7 @@
 """What data are to a trainer: batches of images in [-1, 1], decided by the draws alone.
 
-Legend: B samples of a batch, N of a data set, C channels, H rows, W columns.
+Legend: B samples of a batch, N of a data set, C channels, H rows, W columns, L tokens,
+D elements of one token's embedding.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from distill_rt.training.draws import Draws, Purpose
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """x0 (B, C, H, W) in [-1, 1] (or unit scale for toy data); label (B,) int64, captions (B,); None where there are none."""
+    """x0 (B, C, H, W) in [-1, 1] (or unit scale for toy data); label (B,) int64, captions (B,) and their embeddings (B, L, D).
+
+    None where there are none.
+    """
 
     x0_BCHW: Tensor
     label_B: Tensor | None
     captions_B: tuple[str, ...] | None = None
+    text_BLD: Tensor | None = None
 
 
 class Dataset(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.bk_sdm import BlockRemoval
 from distill_rt.training.methods.boot import Boot
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
@@ -20,6 +21,7 @@ from distill_rt.training.methods.kd import KnowledgeDistillation
 from distill_rt.training.methods.lcm import LatentConsistency
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
+from distill_rt.training.methods.rcfd import ClassifierFeatures
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
 from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
@@ -33,6 +35,7 @@ METHODS: Mapping[str, type[Method]] = {
     for method in (
         KnowledgeDistillation,
         Progressive,
+        ClassifierFeatures,
         Tract,
         SimpleFastDistillation,
         RectifiedFlow,
@@ -52,6 +55,7 @@ METHODS: Mapping[str, type[Method]] = {
         ScoreIdentity,
         GuidanceDistillation,
         FeatureKD,
+        BlockRemoval,
     )
 }
 """What ``distill-rt distill METHOD`` offers."""
@@ -60,6 +64,8 @@ __all__ = [
     "Method",
     "Phase",
     "METHODS",
+    "BlockRemoval",
+    "ClassifierFeatures",
     "Consistency",
     "ConsistencyTraining",
     "Denoising",
