@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from distill_rt.core.tokenizer import Tokenizer, word_tokenizer
 from distill_rt.models import build_network, load_student
 from distill_rt.training.data import Batch, Shapes
 from distill_rt.training.data.shapes import WORDS, Scene
-from distill_rt.training.draws import Draws
+from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.evaluate import evaluate
 from distill_rt.training.journal import JournalOptions
 from distill_rt.training.methods import METHODS, Denoising
@@ -31,6 +31,7 @@ from distill_rt.training.recipes import RECIPES
 from distill_rt.training.run import distill, train
 from distill_rt.training.student import draw_conditions, student_network
 from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
+from distill_rt.training.trainer import TrainConfig, Trainer
 
 SMALL = {"sample_size": 8, "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 2}
 NO_TEXT = {
@@ -214,6 +215,36 @@ def test_methods_that_cannot_feed_prompts_say_so(teacher: Teacher, code: str, na
         begin()
     assert caught.value.code == code
     assert caught.value.hint
+
+
+class Tinted:
+    """Grey images whose caption says how bright they are."""
+
+    sample_shape, num_classes, has_captions = (3, 8, 8), 0, True
+    captions: ClassVar = {"a white square in the top left": 0.5, "a blue square in the top left": -0.5}
+
+    def batch(self, draws: Draws) -> Batch:
+        names = [list(self.captions)[i] for i in draws.integers(0, 2, Purpose.INDEX).tolist()]
+        x0 = torch.tensor([self.captions[name] for name in names])[:, None, None, None].expand(-1, 3, 8, 8)
+        return Batch(x0_BCHW=x0.contiguous(), label_B=None, captions_B=tuple(names))
+
+
+def test_one_word_decides_the_image(teacher: Teacher) -> None:
+    """From noise alone the denoiser must answer what the caption says, and the mean of both to the empty prompt; all
+    other words are the same."""
+    with fresh_text(teacher.spec, WORDS, seed=0) as text:
+        assert text is not None
+        untaught = Teacher(teacher.spec, nn.Identity(), text.null_LD)
+        method = Denoising(steps=150, batch_size=16, drop=0.2, peak_learning_rate=4e-3, warmup=20, ema_decay=0.95)
+        trainer = Trainer(TrainConfig(method=method, identity={}), EmbeddedCaptions(Tinted(), text), untaught)
+        network, _ = trainer.run()
+        noise, t_B = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((16,), 0.98)
+        predictor = Predictor.of(teacher.spec, network)
+        for caption, value in {**Tinted.captions, "": 0.0}.items():
+            text_BLD = text.embed([caption]).expand(16, -1, -1)
+            with torch.no_grad():
+                x0 = predictor.x0(noise, t_B, Conditions(text_BLD=text_BLD))
+            assert abs(x0.mean().item() - value) < 0.2, caption
 
 
 # -- the walk -------------------------------------------------------------------------------------------------------------

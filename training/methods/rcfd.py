@@ -38,7 +38,7 @@ class ClassifierFeatures(Progressive):
     Args:
         classifier_iterations: training steps of the classifier.
         compared_steps: stages of at most so many steps compare features; those before are progressive distillation.
-        temperature: of the target's features; below 1 sharpens them.
+        temperature: of the target's features; below 1 (0.9 in the paper) sharpens them.
         feature_weight, pixel_weight: of the divergence of features, and of progressive distillation's own loss beside it.
         regularization, confidence: alpha and beta.
     """
@@ -47,8 +47,8 @@ class ClassifierFeatures(Progressive):
 
     classifier_iterations: int = 400
     compared_steps: int = 4
-    temperature: float = 0.9
-    feature_weight: float = 1.0
+    temperature: float = 1.0
+    feature_weight: float = 0.1
     pixel_weight: float = 1.0
     regularization: float = 0.003
     confidence: float = 0.75
