@@ -97,6 +97,8 @@ OFFERS = (
     Offer(method="consistency_training", students=ALL),
     Offer(method="ect", students=ALL),
     Offer(method="sfd", students=EACH[:2]),
+    # One step has one time.
+    Offer(method="gits", students=EACH[:2]),
     Offer(method="boot", students=ONE),
     Offer(method="lcm", students=ALL),
     Offer(method="pcm", students=EACH[:2]),

@@ -36,6 +36,7 @@ METHODS = (
     "vsd",
     "sid",
     "guidance",
+    "gits",
     "feature_kd",
 )
 """What `training.methods.METHODS` holds, in its order: help must not wait for torch."""

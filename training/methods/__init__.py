@@ -14,6 +14,7 @@ from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.methods.dmd2 import ImprovedDistributionMatching
 from distill_rt.training.methods.ect import EasyConsistencyTuning
 from distill_rt.training.methods.feature_kd import FeatureKD
+from distill_rt.training.methods.gits import ScheduleSearch
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
@@ -51,6 +52,7 @@ METHODS: Mapping[str, type[Method]] = {
         VariationalScore,
         ScoreIdentity,
         GuidanceDistillation,
+        ScheduleSearch,
         FeatureKD,
     )
 }
@@ -72,6 +74,7 @@ __all__ = [
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",
+    "ScheduleSearch",
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
