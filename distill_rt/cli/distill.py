@@ -36,6 +36,7 @@ METHODS = (
     "vsd",
     "sid",
     "guidance",
+    "dice",
     "gits",
     "feature_kd",
 )

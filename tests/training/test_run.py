@@ -39,8 +39,10 @@ BRIEF = {"iterations": "9", "batch_size": "16"}
 """Settings of the methods that are not named above."""
 STEPS = {"feature_kd": 4, "kd": 1, "boot": 1, "dmd": 1, "vsd": 1, "sid": 1}
 """Of the student, 2 otherwise: a smaller network keeps one of its teacher's plans, a generator has one step."""
-UNGUIDED = ("consistency_training", "ect", "imm")
-"""They learn from data alone."""
+UNGUIDED = ("consistency_training", "ect", "imm", "dice")
+"""Their students offer no guidance: they learn from data alone, or one scale is baked in."""
+NEED_GUIDANCE = ("guidance", "dice")
+"""They distil nothing else."""
 UNTRAINED = ("gits",)
 """They search."""
 GUIDED_AS_TEACHER = ("feature_kd", "gits")
@@ -52,7 +54,7 @@ CASES = [
     ("consistency", "grid25"),
     ("consistency", "grid25-labelled"),
     ("guidance", "grid25-labelled"),
-    *((method, "grid25") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
+    *((method, "grid25") for method in sorted(set(METHODS) - {"progressive", "consistency", *NEED_GUIDANCE})),
     *((method, "grid25-labelled") for method in sorted(set(METHODS) - {"progressive", "consistency", "guidance"})),
     ("feature_kd", "digits"),
 ]
@@ -358,9 +360,10 @@ def test_steps_are_said_once(teachers, out):
     refused(caught, "setting-unknown", "--steps", out.parent, set())
 
 
-def test_guidance_needs_a_guided_teacher(teachers, out):
+@pytest.mark.parametrize("method", NEED_GUIDANCE)
+def test_guidance_needs_a_guided_teacher(teachers, out, method):
     with pytest.raises(UsageError) as caught:
-        distill_case("guidance", teachers["grid25"], out)
+        distill_case(method, teachers["grid25"], out)
     refused(caught, "teacher-not-guided", "guided by two evaluations", out.parent, set())
 
 

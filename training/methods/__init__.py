@@ -10,6 +10,7 @@ from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
 from distill_rt.training.methods.ctm import ConsistencyTrajectory
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.dice import ConditionSharpening
 from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.methods.dmd2 import ImprovedDistributionMatching
 from distill_rt.training.methods.ect import EasyConsistencyTuning
@@ -52,6 +53,7 @@ METHODS: Mapping[str, type[Method]] = {
         VariationalScore,
         ScoreIdentity,
         GuidanceDistillation,
+        ConditionSharpening,
         ScheduleSearch,
         FeatureKD,
     )
@@ -62,6 +64,7 @@ __all__ = [
     "Method",
     "Phase",
     "METHODS",
+    "ConditionSharpening",
     "Consistency",
     "ConsistencyTraining",
     "Denoising",
