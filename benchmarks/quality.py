@@ -105,6 +105,7 @@ OFFERS = (
     Offer(method="tcd", students=EACH[:1]),
     Offer(method="ctm", students=ALL),
     Offer(method="shortcut", students=ALL),
+    Offer(method="catch_up", students=EACH),
     Offer(method="imm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
@@ -118,8 +119,9 @@ RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
     # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
     *(
-        Run(method="guidance", dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
+        Run(method=method, dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
         for name in ("grid25-labelled", "digits")
+        for method in ("guidance", "dice")
     ),
     *(run for offer in OFFERS for run in offer.runs("digits")),
 )

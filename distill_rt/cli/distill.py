@@ -30,6 +30,7 @@ METHODS = (
     "ect",
     "ctm",
     "shortcut",
+    "catch_up",
     "imm",
     "dmd",
     "dmd2",

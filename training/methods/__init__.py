@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.methods.boot import Boot
+from distill_rt.training.methods.catch_up import CatchUp
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
 from distill_rt.training.methods.ctm import ConsistencyTrajectory
@@ -47,6 +48,7 @@ METHODS: Mapping[str, type[Method]] = {
         EasyConsistencyTuning,
         ConsistencyTrajectory,
         Shortcut,
+        CatchUp,
         InductiveMomentMatching,
         DistributionMatching,
         ImprovedDistributionMatching,
@@ -64,6 +66,7 @@ __all__ = [
     "Method",
     "Phase",
     "METHODS",
+    "CatchUp",
     "ConditionSharpening",
     "Consistency",
     "ConsistencyTraining",
