@@ -99,6 +99,7 @@ OFFERS = (
     Offer(method="sfd", students=EACH[:2]),
     # One step has one time.
     Offer(method="gits", students=EACH[:2]),
+    Offer(method="gits", students=EACH[:2], settings={"power": "2"}, variant="squares"),
     Offer(method="boot", students=ONE),
     Offer(method="lcm", students=ALL),
     Offer(method="pcm", students=EACH[:2]),

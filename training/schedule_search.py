@@ -18,20 +18,22 @@ from torch import Tensor
 from distill_rt.training.predictor import Conditions, Teacher
 
 
-def jump_costs(teacher: Teacher, x_BCHW: Tensor, times: Sequence[float], conditions: Conditions) -> Tensor:
-    """Mean distance of one DDIM jump from every time to every later one, from the teacher's own point there, (G + 1, G + 1).
+def jump_costs(
+    teacher: Teacher, x_BCHW: Tensor, times: Sequence[float], conditions: Conditions, *, power: float = 1.0
+) -> Tensor:
+    """Mean error of one DDIM jump from every time to every later one, against the teacher's own point there.
 
-    The trajectory takes second-order steps from time to time. Distances are root mean squares over an image's elements in units
-    of ``sqrt(alpha^2 + sigma^2)``: there data of unit variance have equal spread at all times, so that what is left of an error
-    at the end hardly depends on when it was made, and errors of different steps may be added. (Where alpha is 1, as in the
-    paper, errors at high noise shrink on their way.)
+    The trajectory takes second-order steps from time to time. Errors are root mean squares over an image's elements in units of
+    ``sqrt(alpha^2 + sigma^2)``: there data of unit variance have equal spread at all times, so that what is left of an error at
+    the end hardly depends on when it was made. (Where alpha is 1, as in the paper, errors at high noise shrink on their way.)
 
     Args:
         x_BCHW: states at the first time.
         times: strictly falling, the last one is 0.
+        power: of every image's error; 2 adds squares, as for errors without correlation.
 
     Returns:
-        Entry (j, k) for times[j] > times[k], infinity elsewhere.
+        (G + 1, G + 1): entry (j, k) for times[j] > times[k], infinity elsewhere.
     """
     times_GB = [torch.full((len(x_BCHW),), t) for t in times]
     states, predictions = [x_BCHW], []
@@ -45,8 +47,8 @@ def jump_costs(teacher: Teacher, x_BCHW: Tensor, times: Sequence[float], conditi
         for k in range(j + 1, len(times)):
             error = teacher.step_with(states[j], x0, times_GB[j], times_GB[k]) - states[k]
             level = teacher.process.at(times_GB[k].double()[0])
-            spread = torch.sqrt(level.alpha**2 + level.sigma**2)
-            costs[j, k] = error.double().square().flatten(1).mean(dim=1).sqrt().mean() / spread
+            squared_B = error.double().square().flatten(1).mean(dim=1) / (level.alpha**2 + level.sigma**2)
+            costs[j, k] = (squared_B ** (0.5 * power)).mean()
     return costs
 
 

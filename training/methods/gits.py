@@ -35,8 +35,9 @@ class ScheduleSearch:
             for before the search has uniform times.
         intervals: of the uniform grid that times are chosen from.
         batch_size: trajectories of the teacher that the costs are measured on.
-        step_weight: factor by which every further step's cost counts more (the paper's discount coefficient; 1.15 there, in
-            coordinates where errors of early steps shrink).
+        power: of the errors that are added: 1 adds distances (the paper), 2 their squares.
+        step_weight: factor by which every further step's cost counts more (the paper's discount coefficient, 1.15
+            there).
         solver: ``ddim`` or ``dpmpp_2m``; costs are those of DDIM jumps for both, as in the paper.
     """
 
@@ -47,6 +48,7 @@ class ScheduleSearch:
     times: str = ""
     intervals: int = 60
     batch_size: int = 128
+    power: float = 1.0
     step_weight: float = 1.0
     solver: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
 
@@ -56,7 +58,10 @@ class ScheduleSearch:
             f"gits chooses steps of intervals: 1 <= steps <= intervals, got {self.steps} and {self.intervals}",
         )
         check_setting(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        check_setting(self.step_weight > 0.0, f"step_weight must be positive, got {self.step_weight:g}")
+        check_setting(
+            self.power > 0.0 and self.step_weight > 0.0,
+            f"power and step_weight must be positive, got {self.power:g} and {self.step_weight:g}",
+        )
         if self.times:
             check_setting(
                 len(self._times()) == self.steps, f"{self.steps} steps need as many times, got times={self.times}"
@@ -83,7 +88,9 @@ class ScheduleSearch:
         draws = Draws(seed, 0, self.batch_size)
         grid = [*uniform_times(self.intervals), 0.0]
         x = teacher.process.init_scale() * draws.normal(teacher.spec.sample_shape)
-        costs = jump_costs(teacher, x, grid, draw_conditions(teacher.spec, dataset.batch(draws), draws))
+        costs = jump_costs(
+            teacher, x, grid, draw_conditions(teacher.spec, dataset.batch(draws), draws), power=self.power
+        )
         path = cheapest_path(costs, self.steps, step_weight=self.step_weight)
         return dataclasses.replace(self, times=",".join(f"{grid[i]:.6g}" for i in path[:-1]))
 
