@@ -101,12 +101,16 @@ OFFERS = (
     Offer(method="consistency_training", students=ALL),
     Offer(method="ect", students=ALL),
     Offer(method="sfd", students=EACH[:2]),
+    # One step has one time.
+    Offer(method="gits", students=EACH[:2]),
+    Offer(method="gits", students=EACH[:2], settings={"power": "2"}, variant="squares"),
     Offer(method="boot", students=ONE),
     Offer(method="lcm", students=ALL),
     Offer(method="pcm", students=EACH[:2]),
     Offer(method="tcd", students=EACH[:1]),
     Offer(method="ctm", students=ALL),
     Offer(method="shortcut", students=ALL),
+    Offer(method="catch_up", students=EACH),
     Offer(method="imm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
@@ -138,8 +142,9 @@ RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
     # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
     *(
-        Run(method="guidance", dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
+        Run(method=method, dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
         for name in ("grid25-labelled", "digits")
+        for method in ("guidance", "dice")
     ),
     *(run for offer in OFFERS for run in offer.runs("digits")),
 )

@@ -21,14 +21,14 @@ from distill_rt.training.data.source import Source, check_classes, open_source, 
 from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.kept import MARK, KeptWeights, run_digest
 from distill_rt.training.methods import METHODS
-from distill_rt.training.methods.base import Method
+from distill_rt.training.methods.base import Method, Searches
 from distill_rt.training.parallel import Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.smaller import network_cost
 from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
-from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method
+from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method, check_seed
 
 CHECKPOINT_EVERY = 250
 MAX_STEPS = 1024
@@ -78,9 +78,9 @@ def train(
         options: see `RunOptions`.
 
     Returns:
-        A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters,
-        flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration. Of several processes
-        (torchrun), those that are not the first hand back an empty one.
+        A JSON object: path, digest, method, training_steps, final_loss (null where nothing is trained), seconds, steps,
+        num_parameters, flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration. Of
+        several processes (torchrun), those that are not the first hand back an empty one.
 
     Raises:
         UsageError: unknown recipe, setting or data, a setting out of range, `out` taken, or an unfinished run beside it.
@@ -225,11 +225,16 @@ def _run_as(
             code="checkpoint-exists",
             hint="go on with --resume, or start anew with --force",
         )
+    started, seed = time.monotonic(), options.get("seed", 0)
+    check_seed(seed)
+    dataset = source.dataset if text is None else EmbeddedCaptions(source.dataset, text)
+    if isinstance(method, Searches):  # the contract follows from what it finds
+        method = method.searched(teacher, dataset, seed)
     identity = {
         "method": method.name,
         "settings": _settings_of(method),
         "data": source.identity,
-        "seed": options.get("seed", 0),
+        "seed": seed,
         "teacher": teacher_digest,
         "contract": codec.to_json(method.contract(teacher.spec)),
     } | ({"classes": list(source.class_names)} if source.class_names else {})
@@ -242,7 +247,7 @@ def _run_as(
         refuse_existing(kept.directory, force=True, ours=MARK)
     config = TrainConfig(
         method=method,
-        seed=options.get("seed", 0),
+        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
         identity=identity,
@@ -255,8 +260,6 @@ def _run_as(
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
-    started = time.monotonic()
-    dataset = source.dataset if text is None else EmbeddedCaptions(source.dataset, text)
     trainer = Trainer(config, dataset, teacher, processes)
     processes.wait()  # everybody has looked at what stands there
     if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
@@ -280,7 +283,7 @@ def _run_as(
         "digest": digest,
         "method": method.name,
         "training_steps": trainer.num_steps,
-        "final_loss": losses[-1][1],
+        "final_loss": losses[-1][1] if losses else None,
         "seconds": round(time.monotonic() - started, 1),
         "steps": list(spec.steps),
         "num_parameters": cost.parameters,

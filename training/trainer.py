@@ -24,7 +24,7 @@ from distill_rt.training.data import Dataset
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.kept import KeptWeights
-from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.base import Method, Phase, Searches
 from distill_rt.training.parallel import Processes
 from distill_rt.training.predictor import Teacher
 
@@ -61,8 +61,7 @@ class TrainConfig:
     kept: KeptWeights | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed must be 0 to 2**64 - 1, got {self.seed}", code="seed-out-of-range")
+        check_seed(self.seed)
         if self.checkpoint_every < 1:
             raise UsageError(
                 f"checkpoint_every must be at least 1, got {self.checkpoint_every}", code="setting-invalid"
@@ -253,6 +252,12 @@ def _part_size(batch_size: int, num_processes: int, accumulate: int) -> int:
     return size
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is none."""
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed must be 0 to 2**64 - 1, got {seed}", code="seed-out-of-range")
+
+
 def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
     """The phases of a method whose common settings can train; what is its own, its dataclass checks.
 
@@ -264,7 +269,7 @@ def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
         raise UsageError(f"batch_size must be at least 1, got {method.batch_size}", code="setting-invalid")
     if not 0.0 <= method.ema_decay < 1.0:
         raise UsageError(f"ema_decay must be in [0, 1), got {method.ema_decay}", code="setting-invalid")
-    if not phases:
+    if not phases and not isinstance(method, Searches):
         raise UsageError("these settings train for no step at all", code="setting-invalid")
     for phase in phases:
         rate = method.learning_rate(phase, phase.start)

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.methods.bk_sdm import BlockRemoval
 from distill_rt.training.methods.boot import Boot
+from distill_rt.training.methods.catch_up import CatchUp
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
 from distill_rt.training.methods.ctm import ConsistencyTrajectory
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.dice import ConditionSharpening
 from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.methods.dmd2 import ImprovedDistributionMatching
 from distill_rt.training.methods.ect import EasyConsistencyTuning
 from distill_rt.training.methods.feature_kd import FeatureKD
+from distill_rt.training.methods.gits import ScheduleSearch
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
@@ -48,12 +51,15 @@ METHODS: Mapping[str, type[Method]] = {
         EasyConsistencyTuning,
         ConsistencyTrajectory,
         Shortcut,
+        CatchUp,
         InductiveMomentMatching,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
         ScoreIdentity,
         GuidanceDistillation,
+        ConditionSharpening,
+        ScheduleSearch,
         FeatureKD,
         BlockRemoval,
     )
@@ -66,6 +72,8 @@ __all__ = [
     "METHODS",
     "BlockRemoval",
     "ClassifierFeatures",
+    "CatchUp",
+    "ConditionSharpening",
     "Consistency",
     "ConsistencyTraining",
     "Denoising",
@@ -78,6 +86,7 @@ __all__ = [
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",
+    "ScheduleSearch",
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
