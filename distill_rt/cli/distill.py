@@ -31,6 +31,7 @@ METHODS = (
     "ctm",
     "shortcut",
     "imm",
+    "meanflow",
     "dmd",
     "dmd2",
     "vsd",

@@ -18,6 +18,7 @@ from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
 from distill_rt.training.methods.lcm import LatentConsistency
+from distill_rt.training.methods.meanflow import MeanFlow
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
@@ -46,6 +47,7 @@ METHODS: Mapping[str, type[Method]] = {
         ConsistencyTrajectory,
         Shortcut,
         InductiveMomentMatching,
+        MeanFlow,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
@@ -77,6 +79,7 @@ __all__ = [
     "SimpleFastDistillation",
     "PhasedConsistency",
     "LatentConsistency",
+    "MeanFlow",
     "InductiveMomentMatching",
     "ImprovedDistributionMatching",
     "DistributionMatching",
