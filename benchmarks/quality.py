@@ -105,6 +105,7 @@ OFFERS = (
     Offer(method="shortcut", students=ALL),
     Offer(method="imm", students=ALL),
     Offer(method="meanflow", students=ALL),
+    Offer(method="scm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),

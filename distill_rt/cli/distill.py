@@ -32,6 +32,7 @@ METHODS = (
     "shortcut",
     "imm",
     "meanflow",
+    "scm",
     "dmd",
     "dmd2",
     "vsd",

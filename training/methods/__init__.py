@@ -22,6 +22,7 @@ from distill_rt.training.methods.meanflow import MeanFlow
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
+from distill_rt.training.methods.scm import SimplifiedConsistency
 from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
 from distill_rt.training.methods.sid import ScoreIdentity
@@ -48,6 +49,7 @@ METHODS: Mapping[str, type[Method]] = {
         Shortcut,
         InductiveMomentMatching,
         MeanFlow,
+        SimplifiedConsistency,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
@@ -77,6 +79,7 @@ __all__ = [
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
+    "SimplifiedConsistency",
     "PhasedConsistency",
     "LatentConsistency",
     "MeanFlow",

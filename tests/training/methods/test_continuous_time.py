@@ -12,7 +12,8 @@ from distill_rt.core.process import EDM, RectifiedFlow, VPCosine, VPLinear
 from distill_rt.models import build_network
 from distill_rt.training.draws import Draws
 from distill_rt.training.flow_map import flow_speed, flow_time
-from distill_rt.training.methods import MeanFlow
+from distill_rt.training.methods import MeanFlow, SimplifiedConsistency
+from distill_rt.training.methods.scm import angle_of, angle_speed
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.tangents import derivative, earlier, slope
@@ -179,6 +180,61 @@ def test_mean_flow_reaches_the_exact_flow_in_every_plan(teacher, method, bound):
         assert relative(run(student, table, z), flow) < bound
 
 
+@pytest.mark.parametrize(("interval", "bound"), [(0.0, 1e-4), (0.02, 0.02)])
+def test_the_tangent_is_zero_at_the_exact_consistency_function(teacher, interval, bound):
+    """Up to the noise that the process ends with for the derivative, to the error of a teacher step for an interval."""
+    method = SimplifiedConsistency(interval=interval)
+    x, t = points()
+    g = {}
+    for network in (ExactFlow(), Smooth()):
+        student = Predictor.of(teacher.spec, network)
+        with torch.no_grad():
+            g[network] = method.tangent(student, teacher, (student.x0(x, t, Conditions()), x, t), Conditions(), None)
+    at_rest, moving = (value.square().mean().sqrt() for value in g.values())
+    assert at_rest < bound
+    assert moving > 0.5
+
+
+@pytest.mark.parametrize("risen", [0.0, 0.4, 1.0])
+def test_the_tangent_is_the_papers(teacher, risen):
+    """Their algorithm 1 in F and TrigFlow's angle, dF/dt by central differences."""
+    network = Smooth()
+    student = Predictor.of(teacher.spec, network)
+    x, t = points()
+    speed, h = float(angle_speed(PROCESS, 0.5)), 1e-4
+    angle = angle_of(PROCESS, t)[:, None, None, None]
+
+    def F(x, angle_change):
+        return network(x, PROCESS.model_time(t + angle_change / speed))
+
+    with torch.no_grad():
+        dx = teacher.network(x, PROCESS.model_time(t))  # v of a variance preserving process is dx over d angle
+        dF = (F(x + h * dx, h) - F(x - h * dx, -h)) / (2 * h)
+        paper = -(angle.cos() ** 2) * (F(x, 0.0) - dx) - risen * angle.cos() * angle.sin() * (x + dF)
+        f = student.x0(x, t, Conditions())
+        method = SimplifiedConsistency(interval=0.0)
+        g = method.tangent(student, teacher, (f, x, t), Conditions(), None, risen)
+    assert relative(g, paper) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [
+        (SimplifiedConsistency(steps=1), 0.05),
+        (SimplifiedConsistency(steps=1, interval=0.0), 0.2),
+        (SimplifiedConsistency(steps=1, source="data"), 0.15),
+    ],
+    ids=["interval", "derivative", "data"],
+)
+def test_scm_reaches_the_exact_flow(teacher, method, bound):
+    student = start_at(AffineOfTime(3), denoiser) if method.interval else PolynomialOfTime(3)
+    (table,) = method.contract(teacher.spec).plans.values()
+    z, flow = unit(), exact_teacher().flow(unit())
+    assert relative(run(student, table, z), flow) > 0.8
+    fit(method, method.phases(teacher.spec)[0], {"student": student}, teacher, iterations=800, learning_rate=2e-2)
+    assert relative(run(student, table, z), flow) < bound
+
+
 def test_times_of_mean_flow():
     t, s = MeanFlow(instant=0.25).times(Draws(0, 0, 4096))
     assert ((s <= t) & (s >= 0.0) & (t <= 1.0)).all()
@@ -187,7 +243,7 @@ def test_times_of_mean_flow():
 
 def test_who_learns_from_data_learns_no_guidance():
     spec = RECIPES["grid25-labelled-teacher"]().spec
-    for method in (MeanFlow,):
+    for method in (MeanFlow, SimplifiedConsistency):
         assert method().contract(spec).guidance.mode == "embedded"
         assert method(source="data").contract(spec).guidance.mode == "none"
 
@@ -202,6 +258,10 @@ def test_who_learns_from_data_learns_no_guidance():
         (MeanFlow, {"instant": 1.0}),
         (MeanFlow, {"power": 1.5}),
         (MeanFlow, {"floor": 0.0}),
+        (SimplifiedConsistency, {"steps": 0}),
+        (SimplifiedConsistency, {"interval": 0.7}),
+        (SimplifiedConsistency, {"warmup": 1.5}),
+        (SimplifiedConsistency, {"floor": 0.0}),
     ],
 )
 def test_settings_out_of_range(method, wrong):
