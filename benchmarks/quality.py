@@ -106,13 +106,18 @@ OFFERS = (
     Offer(method="imm", students=ALL),
     Offer(method="meanflow", students=ALL),
     Offer(method="scm", students=ALL),
+    Offer(method="rcm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),
     Offer(method="dmd2", students=EACH[:1]),
 )
 """Methods in the order of their files' families; the same students on both data sets."""
-DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}
+DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+    "meanflow": {"iterations": "700"},
+    "scm": {"iterations": "500"},
+    "rcm": {"iterations": "350"},
+}
 """Settings of a method on digits."""
 RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),

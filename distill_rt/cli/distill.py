@@ -33,6 +33,7 @@ METHODS = (
     "imm",
     "meanflow",
     "scm",
+    "rcm",
     "dmd",
     "dmd2",
     "vsd",

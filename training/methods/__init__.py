@@ -21,6 +21,7 @@ from distill_rt.training.methods.lcm import LatentConsistency
 from distill_rt.training.methods.meanflow import MeanFlow
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
+from distill_rt.training.methods.rcm import RegularizedConsistency
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
 from distill_rt.training.methods.scm import SimplifiedConsistency
 from distill_rt.training.methods.sfd import SimpleFastDistillation
@@ -50,6 +51,7 @@ METHODS: Mapping[str, type[Method]] = {
         InductiveMomentMatching,
         MeanFlow,
         SimplifiedConsistency,
+        RegularizedConsistency,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
@@ -73,6 +75,7 @@ __all__ = [
     "KnowledgeDistillation",
     "Progressive",
     "RectifiedFlow",
+    "RegularizedConsistency",
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closed_forms import PROCESS, V, plain_spec
+from closed_forms import PROCESS, MixtureTeacher, V, plain_spec
 from gaussian_fit import AffineOfTime, GaussianData, denoiser, exact_teacher, fit, relative, run, start_at, unit
 from torch import nn
 
@@ -10,9 +10,16 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.prediction import inverse_ddim_target
 from distill_rt.core.process import EDM, RectifiedFlow, VPCosine, VPLinear
 from distill_rt.models import build_network
+from distill_rt.training.data import Grid25
+from distill_rt.training.distribution import GeneratorAndScore
 from distill_rt.training.draws import Draws
 from distill_rt.training.flow_map import flow_speed, flow_time
-from distill_rt.training.methods import MeanFlow, SimplifiedConsistency
+from distill_rt.training.methods import (
+    ImprovedDistributionMatching,
+    MeanFlow,
+    RegularizedConsistency,
+    SimplifiedConsistency,
+)
 from distill_rt.training.methods.scm import angle_of, angle_speed
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.recipes import RECIPES
@@ -235,6 +242,67 @@ def test_scm_reaches_the_exact_flow(teacher, method, bound):
     assert relative(run(student, table, z), flow) < bound
 
 
+def rcm_losses(step, score, **settings):
+    teacher = Teacher(plain_spec(2), MixtureTeacher())
+    method = RegularizedConsistency(steps=2, **settings)
+    student = AffineOfTime(2)
+    with torch.no_grad():
+        student.weight.fill_(-0.3)
+    both = GeneratorAndScore(student, score)
+    draws = Draws(0, step, 64)
+    (phase,) = method.phases(teacher.spec)
+    networks = {"student": student, "both": both}
+    return method.losses(phase, step, networks, teacher, Grid25().batch(draws), draws), student, score
+
+
+def test_rcm_is_scm_and_weighted_matching():
+    """Losses of its two parts by themselves, on the same draws; the matching rests while the score learns."""
+    for step in range(4):
+        losses, student, score = rcm_losses(step, AffineOfTime(2), matching_weight=0.25, score_steps=2)
+        teacher, draws = Teacher(plain_spec(2), MixtureTeacher()), Draws(0, step, 64)
+        networks, batch = {"student": student, "both": GeneratorAndScore(student, score)}, Grid25().batch(draws)
+        expected = {}
+        for method in (SimplifiedConsistency(), ImprovedDistributionMatching(steps=2, score_steps=2)):
+            expected |= method.losses(method.phases(teacher.spec)[0], step, networks, teacher, batch, draws)
+        assert set(losses) == ({"scm", "score", "matching"} if step % 2 == 0 else {"scm", "score"})
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss, expected[name] * (0.25 if name == "matching" else 1.0))
+
+
+def test_the_scores_loss_is_the_scores_and_the_others_are_the_students():
+    losses, student, score = rcm_losses(0, AffineOfTime(2))
+    for name, (owner, other) in {
+        "scm": (student, score),
+        "matching": (student, score),
+        "score": (score, student),
+    }.items():
+        student.weight.grad = score.weight.grad = None
+        losses[name].backward(retain_graph=True)
+        assert owner.weight.grad.abs().sum() > 0, name
+        assert other.weight.grad is None or not other.weight.grad.any(), name
+
+
+def test_matching_is_at_rest_where_the_scores_agree():
+    """The score network is the teacher's twin: only scm is left to move the student."""
+    losses, student, _ = rcm_losses(0, MixtureTeacher())
+    losses["matching"].backward()
+    assert not student.weight.grad.any()
+
+
+def test_rcm_reaches_the_exact_flow(teacher):
+    """From images with a third of the spread: matching alone would be content with any map to the data."""
+    method = RegularizedConsistency(steps=1)
+    student, score = AffineOfTime(3), start_at(AffineOfTime(3), denoiser)
+    with torch.no_grad():
+        student.weight.fill_(-0.3)
+    networks = {"student": student, "both": GeneratorAndScore(student, score)}
+    (table,) = method.contract(teacher.spec).plans.values()
+    z, flow = unit(), exact_teacher().flow(unit())
+    assert relative(run(student, table, z), flow) > 0.4
+    fit(method, method.phases(teacher.spec)[0], networks, teacher, iterations=1000, learning_rate=2e-2, trained="both")
+    assert relative(run(student, table, z), flow) < 0.05
+
+
 def test_times_of_mean_flow():
     t, s = MeanFlow(instant=0.25).times(Draws(0, 0, 4096))
     assert ((s <= t) & (s >= 0.0) & (t <= 1.0)).all()
@@ -262,6 +330,10 @@ def test_who_learns_from_data_learns_no_guidance():
         (SimplifiedConsistency, {"interval": 0.7}),
         (SimplifiedConsistency, {"warmup": 1.5}),
         (SimplifiedConsistency, {"floor": 0.0}),
+        (RegularizedConsistency, {"steps": 0}),
+        (RegularizedConsistency, {"interval": 0.7}),
+        (RegularizedConsistency, {"matching_weight": 0.0}),
+        (RegularizedConsistency, {"score_steps": 0}),
     ],
 )
 def test_settings_out_of_range(method, wrong):
