@@ -112,6 +112,9 @@ OFFERS = (
     Offer(method="shortcut", students=ALL),
     Offer(method="catch_up", students=EACH),
     Offer(method="imm", students=ALL),
+    Offer(method="meanflow", students=ALL),
+    Offer(method="scm", students=ALL),
+    Offer(method="rcm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),
@@ -136,6 +139,9 @@ DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
     "vsd": {"iterations": "700"},
     "sid": {"iterations": "600"},
     "dmd2": {"iterations": "700"},
+    "meanflow": {"iterations": "700"},
+    "scm": {"iterations": "500"},
+    "rcm": {"iterations": "350"},
 }
 """Settings of a method on digits."""
 RUNS = (

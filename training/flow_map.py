@@ -30,6 +30,13 @@ def flow_time(process: NoiseProcess, t_B: Tensor) -> Tensor:
     return tau
 
 
+def flow_speed(process: NoiseProcess, t_B: Tensor) -> Tensor:
+    """d tau / d t, (B,)."""
+    level = process.at(t_B)
+    speed: Tensor = (level.d_sigma * level.alpha - level.d_alpha * level.sigma) / (level.alpha + level.sigma) ** 2
+    return speed
+
+
 def velocity(process: NoiseProcess, x_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor) -> Tensor:
     """u, (B, C, H, W): average from t to s for an x0 of two times, the ODE's own for a denoiser's x0. Needs t > 0."""
     level = process.at(t_B).like(x_BCHW)

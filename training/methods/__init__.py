@@ -22,10 +22,13 @@ from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
 from distill_rt.training.methods.lcm import LatentConsistency
+from distill_rt.training.methods.meanflow import MeanFlow
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
 from distill_rt.training.methods.rcfd import ClassifierFeatures
+from distill_rt.training.methods.rcm import RegularizedConsistency
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
+from distill_rt.training.methods.scm import SimplifiedConsistency
 from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
 from distill_rt.training.methods.sid import ScoreIdentity
@@ -53,6 +56,9 @@ METHODS: Mapping[str, type[Method]] = {
         Shortcut,
         CatchUp,
         InductiveMomentMatching,
+        MeanFlow,
+        SimplifiedConsistency,
+        RegularizedConsistency,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
@@ -83,6 +89,7 @@ __all__ = [
     "KnowledgeDistillation",
     "Progressive",
     "RectifiedFlow",
+    "RegularizedConsistency",
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",
@@ -90,8 +97,10 @@ __all__ = [
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
+    "SimplifiedConsistency",
     "PhasedConsistency",
     "LatentConsistency",
+    "MeanFlow",
     "InductiveMomentMatching",
     "ImprovedDistributionMatching",
     "DistributionMatching",
