@@ -108,6 +108,7 @@ OFFERS = (
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),
     Offer(method="dmd2", students=EACH[:1]),
+    Offer(method="tdm", students=EACH),
 )
 """Methods in the order of their files' families; the same students on both data sets."""
 DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}

@@ -35,6 +35,7 @@ METHODS = (
     "dmd2",
     "vsd",
     "sid",
+    "tdm",
     "guidance",
     "feature_kd",
 )

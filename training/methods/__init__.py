@@ -25,6 +25,7 @@ from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
 from distill_rt.training.methods.sid import ScoreIdentity
 from distill_rt.training.methods.tcd import TrajectoryConsistency
+from distill_rt.training.methods.tdm import TrajectoryDistributionMatching
 from distill_rt.training.methods.tract import Tract
 from distill_rt.training.methods.vsd import VariationalScore
 
@@ -50,6 +51,7 @@ METHODS: Mapping[str, type[Method]] = {
         ImprovedDistributionMatching,
         VariationalScore,
         ScoreIdentity,
+        TrajectoryDistributionMatching,
         GuidanceDistillation,
         FeatureKD,
     )
@@ -72,6 +74,7 @@ __all__ = [
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",
+    "TrajectoryDistributionMatching",
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
