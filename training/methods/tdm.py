@@ -69,7 +69,7 @@ class TrajectoryDistributionMatching(OneStage):
     levels: Literal["interval", "above"] = "above"
     score_steps: int = 4
     weighting: Literal["dmd", "vsd"] = "dmd"
-    iterations: int = 8000
+    iterations: int = 4000
     peak_learning_rate: float = 5e-4
 
     def __post_init__(self) -> None:
