@@ -1,7 +1,5 @@
-"""The noise process between two of its levels, s < t: up by fresh noise, down by the posterior of a known image.
-
-``q(x_t | x_s) = N(k x_s, a^2)`` with k = alpha_t / alpha_s and a^2 = sigma_t^2 - k^2 sigma_s^2, and its inverse given x0 (Ho et
-al. 2020, arXiv 2006.11239, equations 6 and 7, for any alpha and sigma). The samplers' own forms are in `core.samplers.ddim`.
+"""The noise process from one level up to another by fresh noise: ``q(x_t | x_s) = N(k x_s, a^2)``, s < t, with
+k = alpha_t / alpha_s and a^2 = sigma_t^2 - k^2 sigma_s^2. The samplers' own form is in `core.samplers.ddim`.
 """
 
 from __future__ import annotations
@@ -26,12 +24,6 @@ class Transition:
     def up(self, x_s: Tensor, z: Tensor) -> Tensor:
         """A draw of q(x_t | x_s)."""
         return self.k * x_s + self.a * z
-
-    def down(self, x_t: Tensor, x0: Tensor, z: Tensor) -> Tensor:
-        """A draw of q(x_s | x_t, x0)."""
-        variance_ratio = (self.sigma_s / self.sigma_t) ** 2
-        mean = self.k * variance_ratio * x_t + self.alpha_s * (self.a / self.sigma_t) ** 2 * x0
-        return mean + self.a * self.sigma_s / self.sigma_t * z
 
 
 def transition(process: NoiseProcess, s_B: Tensor, t_B: Tensor, like_BCHW: Tensor) -> Transition:
