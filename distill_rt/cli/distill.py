@@ -36,6 +36,7 @@ METHODS = (
     "vsd",
     "sid",
     "tdm",
+    "ladd",
     "guidance",
     "feature_kd",
 )

@@ -17,6 +17,7 @@ from distill_rt.training.methods.feature_kd import FeatureKD
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
+from distill_rt.training.methods.ladd import LatentAdversarial
 from distill_rt.training.methods.lcm import LatentConsistency
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
@@ -52,6 +53,7 @@ METHODS: Mapping[str, type[Method]] = {
         VariationalScore,
         ScoreIdentity,
         TrajectoryDistributionMatching,
+        LatentAdversarial,
         GuidanceDistillation,
         FeatureKD,
     )
@@ -80,6 +82,7 @@ __all__ = [
     "SimpleFastDistillation",
     "PhasedConsistency",
     "LatentConsistency",
+    "LatentAdversarial",
     "InductiveMomentMatching",
     "ImprovedDistributionMatching",
     "DistributionMatching",
