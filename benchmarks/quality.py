@@ -119,6 +119,8 @@ OFFERS = (
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),
     Offer(method="dmd2", students=EACH[:1]),
+    Offer(method="tdm", students=EACH),
+    Offer(method="ladd", students=ALL),
 )
 """Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
 DIGITS_ITERATIONS: dict[str, dict[str, str]] = {

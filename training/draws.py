@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     MATCHING_NOISE = 7
     SCORE_NOISE = 8
     SCORE_TIME = 9
+    STEP = 10
+    NEARBY = 11
 
 
 class Draws:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distill_rt.core.prediction import ddim_jump
 from distill_rt.kernels import unit_noise
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Conditions, Predictor
@@ -28,3 +29,17 @@ def renoised_state(
         z = torch.from_numpy(unit_noise(draws.seeds, shape, row + 1))
         x = process.add_noise(x0, z, torch.full((len(x),), s))
     return x
+
+
+@torch.no_grad()
+def ddim_states(
+    predictor: Predictor, shape: tuple[int, ...], times: Sequence[float], conditions: Conditions, draws: Draws
+) -> Tensor:
+    """The states at all of `times` on the deterministic way down from the first (`ddim`), (N, B, C, H, W)."""
+    process = predictor.process
+    states = [process.init_scale(times[0]) * torch.from_numpy(unit_noise(draws.seeds, shape))]
+    for t, s in itertools.pairwise(times):
+        x = states[-1]
+        t_B, s_B = torch.full((len(x),), t), torch.full((len(x),), s)
+        states.append(ddim_jump(x, predictor.x0(x, t_B, conditions), process.at(t_B), process.at(s_B)))
+    return torch.stack(states)

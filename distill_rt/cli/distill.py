@@ -40,6 +40,8 @@ METHODS = (
     "dmd2",
     "vsd",
     "sid",
+    "tdm",
+    "ladd",
     "guidance",
     "dice",
     "gits",

@@ -21,6 +21,7 @@ from distill_rt.training.methods.gits import ScheduleSearch
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
+from distill_rt.training.methods.ladd import LatentAdversarial
 from distill_rt.training.methods.lcm import LatentConsistency
 from distill_rt.training.methods.meanflow import MeanFlow
 from distill_rt.training.methods.pcm import PhasedConsistency
@@ -33,6 +34,7 @@ from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
 from distill_rt.training.methods.sid import ScoreIdentity
 from distill_rt.training.methods.tcd import TrajectoryConsistency
+from distill_rt.training.methods.tdm import TrajectoryDistributionMatching
 from distill_rt.training.methods.tract import Tract
 from distill_rt.training.methods.vsd import VariationalScore
 
@@ -63,6 +65,8 @@ METHODS: Mapping[str, type[Method]] = {
         ImprovedDistributionMatching,
         VariationalScore,
         ScoreIdentity,
+        TrajectoryDistributionMatching,
+        LatentAdversarial,
         GuidanceDistillation,
         ConditionSharpening,
         ScheduleSearch,
@@ -94,6 +98,7 @@ __all__ = [
     "VariationalScore",
     "TrajectoryConsistency",
     "ScheduleSearch",
+    "TrajectoryDistributionMatching",
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",
@@ -101,6 +106,7 @@ __all__ = [
     "PhasedConsistency",
     "LatentConsistency",
     "MeanFlow",
+    "LatentAdversarial",
     "InductiveMomentMatching",
     "ImprovedDistributionMatching",
     "DistributionMatching",
