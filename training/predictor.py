@@ -23,6 +23,12 @@ class Conditions:
     w_B: Tensor | None = None
     second_time_B: Tensor | None = None
 
+    def to(self, device: torch.device) -> Conditions:
+        def moved(value_B: Tensor | None) -> Tensor | None:
+            return None if value_B is None else value_B.to(device)
+
+        return Conditions(label_B=moved(self.label_B), w_B=moved(self.w_B), second_time_B=moved(self.second_time_B))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:

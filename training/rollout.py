@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill_rt.kernels import unit_noise
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Conditions, Predictor
 
@@ -22,9 +21,9 @@ def renoised_state(
     Noise is that of the runtime's tables for the seeds of the draws: stream 0, then one stream a row.
     """
     process = predictor.process
-    x = process.init_scale(times[0]) * torch.from_numpy(unit_noise(draws.seeds, shape))
+    x = process.init_scale(times[0]) * draws.table_noise(shape)
     for row, (t, s) in enumerate(itertools.pairwise(times)):
-        x0 = predictor.x0(x, torch.full((len(x),), t), conditions)
-        z = torch.from_numpy(unit_noise(draws.seeds, shape, row + 1))
-        x = process.add_noise(x0, z, torch.full((len(x),), s))
+        x0 = predictor.x0(x, x.new_full((len(x),), t), conditions)
+        z = draws.table_noise(shape, row + 1)
+        x = process.add_noise(x0, z, x.new_full((len(x),), s))
     return x

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+import torch
 from torch import nn
 
 from distill_rt.core import codec
@@ -18,10 +19,11 @@ from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
+from distill_rt.training.device import DeviceChoice, choose_device
 from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method
-from distill_rt.training.parallel import Processes, joined_processes
+from distill_rt.training.parallel import Parallel, Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
@@ -48,6 +50,10 @@ class RunOptions(TypedDict, total=False):
     """Parts that each process takes its share of a batch in (1): less memory, more time."""
     precision: Literal["fp32", "bf16"]
     """Of the networks' evaluations; weights stay float32 (``fp32``)."""
+    parallel: Parallel
+    """Of several processes (``ddp``): all weights in each, ``fsdp`` a part of them in each; ``none`` is for one."""
+    device: DeviceChoice
+    """Where to compute; ``auto``, the default, is a GPU where torch sees one."""
     dry_run: bool
     """Check everything, hand back the frozen configuration, write nothing."""
     journal: JournalOptions | None
@@ -183,12 +189,14 @@ def _run(
     method: Method, teacher: Teacher, source: Source, out: Path, *, teacher_digest: str | None, options: RunOptions
 ) -> dict[str, Any]:
     """The run of this process: all of them refuse, draw and compute the same; the main one alone writes."""
-    with joined_processes() as processes:
-        return _run_as(processes, method, teacher, source, out, teacher_digest=teacher_digest, options=options)
+    device = choose_device(options.get("device", "auto"))
+    with joined_processes(device) as processes:
+        return _run_as(processes, device, method, teacher, source, out, teacher_digest=teacher_digest, options=options)
 
 
 def _run_as(
     processes: Processes,
+    device: torch.device,
     method: Method,
     teacher: Teacher,
     source: Source,
@@ -216,8 +224,16 @@ def _run_as(
         "contract": codec.to_json(method.contract(teacher.spec)),
     } | ({"classes": list(source.class_names)} if source.class_names else {})
     accumulate, precision = options.get("accumulate", 1), options.get("precision", "fp32")
-    if (accumulate, precision) != (1, "fp32"):  # what does not change the bits is not named, so that digests stay
-        identity["loop"] = {"accumulate": accumulate, "precision": precision}
+    loop: dict[str, Any] = {}  # what does not change the bits is not named, so that digests stay
+    if (accumulate, precision) != (1, "fp32"):
+        loop |= {"accumulate": accumulate, "precision": precision}
+    parallel = options.get("parallel", "ddp")
+    if parallel == "fsdp":
+        loop["parallel"] = parallel
+    if device.type != "cpu":
+        loop["device"] = device.type
+    if loop:
+        identity["loop"] = loop
     config = TrainConfig(
         method=method,
         seed=options.get("seed", 0),
@@ -226,8 +242,11 @@ def _run_as(
         identity=identity,
         accumulate=accumulate,
         precision=precision,
+        parallel=parallel,
+        device=device,
     )
-    configuration = _configuration(config, teacher, out) | {"processes": processes.count}
+    configuration = _configuration(config, teacher, out) | {"processes": processes.count, "device": device.type}
+    _check_samples(options)
     journal = _open_journal(options, method.contract(teacher.spec), configuration)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
@@ -273,6 +292,16 @@ def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str
         "checkpoint_every": config.checkpoint_every,
         "max_gradient_norm": config.max_gradient_norm,
     }
+
+
+def _check_samples(options: RunOptions) -> None:
+    journal = options.get("journal")
+    if journal is not None and journal.sample_every and options.get("parallel") == "fsdp":
+        raise UsageError(
+            "no process of a sharded run has the whole student, so there are no sheets of samples",
+            code="samples-of-shards",
+            hint="leave --sample-every out, or use --parallel ddp",
+        )
 
 
 def _open_journal(options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any]) -> Journal | None:

@@ -21,11 +21,14 @@ from distill_rt.core.spec import StudentSpec
 from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
 from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
 from distill_rt.training.data import Dataset
+from distill_rt.training.device import CPU
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.methods.base import Method, Phase
-from distill_rt.training.parallel import Processes
+from distill_rt.training.parallel import Parallel, Processes
 from distill_rt.training.predictor import Teacher
+from distill_rt.training.sharded_checkpoint import restore_sharded, save_sharded
+from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
 
 Progress = Callable[[str, int, int, float], None]
 """Called as progress(phase name, steps done, steps in all, running loss)."""
@@ -43,6 +46,9 @@ class TrainConfig:
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
         accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
         precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
+        parallel: of several processes. ``ddp``: each holds all weights, gradients are averaged; ``fsdp``: each holds a part of
+            every weight (`sharding`); ``none``: there is one process.
+        device: where networks, averages, batches and draws are; data and random numbers are made on the processor.
 
     Raises:
         UsageError: a seed or a number of steps that is none, or a batch that does not divide.
@@ -56,6 +62,8 @@ class TrainConfig:
     identity: Mapping[str, Any]
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Parallel = "ddp"
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -79,7 +87,7 @@ class _Taken:
 
 
 class Trainer:
-    """Runs one method to its end; `run` returns the network to export and the losses for the record.
+    """Runs one method to its end; `run` returns the network to export, on the processor, and the losses for the record.
 
     Args:
         processes: this one among those that train together.
@@ -93,6 +101,12 @@ class Trainer:
     ) -> None:
         self.config = config
         self.processes = processes or Processes()
+        if config.parallel == "none" and self.processes.count > 1:
+            raise UsageError(
+                f"parallel=none is for one process, and there are {self.processes.count}",
+                code="parallel-invalid",
+                hint="use --parallel ddp or --parallel fsdp",
+            )
         self.dataset = dataset
         self.teacher = teacher
         self.method = config.method
@@ -100,10 +114,21 @@ class Trainer:
         self.num_steps = sum(phase.iterations for phase in self.phases)
         self.part_size = _part_size(self.method.batch_size, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
-        networks = self.method.networks(teacher)
+        networks = self.method.networks(teacher)  # made on the processor: the same initial weights for every device
+        for network in [*networks.values(), teacher.network]:
+            network.to(config.device)
         self.processes.copy_from_main(networks.values())
         average = frozen_copy(networks["student"]) if self.method.ema_decay else None
+        self._whole = self._shard(networks, average) if config.parallel == "fsdp" else None
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
+
+    def _shard(self, networks: Mapping[str, nn.Module], average: nn.Module | None) -> nn.Module:
+        """Shard everything that trains, in place; returns the copy that the result is gathered into."""
+        check_shardable(networks, self.phases, self.processes)
+        result = frozen_copy(networks["student"]).to(CPU)
+        for network in [*networks.values(), *([] if average is None else [average])]:
+            shard(network, self.config.device)
+        return result
 
     def run(
         self, *, resume: bool = False, progress: Progress | None = None, observer: Observer | None = None
@@ -153,10 +178,15 @@ class Trainer:
         exported = self._exported()
         if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
             raise self._diverged("the weights after the last step are not finite")
-        return exported.eval().requires_grad_(False), state.losses
+        return exported.eval().requires_grad_(False).to(CPU), state.losses
 
     def _exported(self) -> nn.Module:
-        return self.state.average if self.state.average is not None else self.state.networks["student"]
+        """What would be exported now; of a sharded run every process must ask."""
+        exported = self.state.average if self.state.average is not None else self.state.networks["student"]
+        if self._whole is None:
+            return exported
+        gather_into(self._whole, exported)
+        return self._whole
 
     def _record(self, phase: Phase, taken: _Taken) -> StepRecord:
         assert self.state.running is not None
@@ -168,14 +198,15 @@ class Trainer:
             losses=taken.losses,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             gradient_norm=taken.gradient_norm,
-            student=self._exported(),
+            student=self._exported() if self._whole is None else None,
         )
 
     def _restore(self, checkpoint: Path) -> None:
         head = read_head(checkpoint, self.config.identity)
         # The optimiser of the last complete step, even where the next one begins a phase with a new optimiser.
         self._enter(self._phase(max(head.step - 1, 0)))
-        restore_tensors(checkpoint, self.state)
+        restore = restore_tensors if self._whole is None else restore_sharded
+        restore(checkpoint, self.state)
         self.state.step, self.state.running, self.state.losses = head.step, head.running, head.losses
 
     def _phase(self, step: int) -> Phase:
@@ -195,10 +226,11 @@ class Trainer:
         value, told = self.processes.mean([local, float(bool(received))])
         if not math.isfinite(value):
             raise self._diverged(f"the loss of step {step} ({phase.name}) is {value}")
-        self.processes.average_gradients(network.parameters())
+        if self._whole is None:
+            self.processes.average_gradients(network.parameters())  # sharded, the backward pass has done it
         for group in state.optimizer.param_groups:
             group["lr"] = self.method.learning_rate(phase, step)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm)
+        norm = whole(nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm))
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
         if state.average is not None:
@@ -209,14 +241,19 @@ class Trainer:
         """Add the gradients of one part of this process's share of the batch; returns its losses."""
         first = (self.processes.rank * self.config.accumulate + part) * self.part_size
         draws = Draws(self.config.seed, self.state.step, self.part_size, first_sample=first)
-        batch = self.dataset.batch(draws)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        device = self.config.device
+        batch, draws = self.dataset.batch(draws).to(device), draws.on(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.method.losses(phase, self.state.step, self.state.networks, self.teacher, batch, draws)
         (torch.stack(list(losses.values())).sum() / self.config.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _save(self) -> None:
-        if self.config.checkpoint is not None and self.processes.is_main:
+        if self.config.checkpoint is None:
+            return
+        if self._whole is not None:
+            save_sharded(self.config.checkpoint, self.state, self.config.identity, self.processes)
+        elif self.processes.is_main:
             save_checkpoint(self.config.checkpoint, self.state, self.config.identity)
 
     def _diverged(self, what: str) -> ResourceError:

@@ -57,6 +57,18 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' evaluations; weights stay fp32"
     )
     parser.add_argument(
+        "--parallel",
+        choices=("none", "ddp", "fsdp"),
+        default="ddp",
+        help="of several processes: ddp copies the weights, fsdp shards them (ddp; docs/training.md)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: a GPU if there is one)",
+    )
+    parser.add_argument(
         "--journal", type=Path, metavar="DIR", help="write metrics.jsonl and config.json there (docs/training.md)"
     )
     parser.add_argument(
@@ -95,6 +107,8 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
         "checkpoint_every": args.checkpoint_every,
         "accumulate": args.accumulate,
         "precision": args.precision,
+        "parallel": args.parallel,
+        "device": args.device,
         "dry_run": args.dry_run,
         "progress": progress,
     }

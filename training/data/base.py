@@ -5,9 +5,11 @@ Legend: B samples of a batch, N of a data set, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from distill_rt.training.draws import Draws, Purpose
@@ -20,6 +22,10 @@ class Batch:
     x0_BCHW: Tensor
     label_B: Tensor | None
     captions_B: tuple[str, ...] | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        label_B = None if self.label_B is None else self.label_B.to(device)
+        return dataclasses.replace(self, x0_BCHW=self.x0_BCHW.to(device), label_B=label_B)
 
 
 class Dataset(Protocol):
@@ -37,7 +43,7 @@ class Dataset(Protocol):
     def has_captions(self) -> bool: ...
 
     def batch(self, draws: Draws) -> Batch:
-        """One batch of `draws.num_samples`, decided by the draws alone."""
+        """One batch of `draws.num_samples`, decided by the draws alone, on the processor."""
         ...
 
 
