@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

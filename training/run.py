@@ -50,6 +50,12 @@ class RunOptions(TypedDict, total=False):
     """Parts that each process takes its share of a batch in (1): less memory, more time."""
     precision: Literal["fp32", "bf16"]
     """Of the networks' evaluations; weights stay float32 (``fp32``)."""
+    compile: bool
+    """Run the networks through torch.compile (False)."""
+    checkpoint_activations: bool
+    """Compute the inside of every block again in the backward pass (False): less memory, more time."""
+    ema_power: float | None
+    """gamma of a power-function average, instead of the method's own average (None)."""
     parallel: Parallel
     """Of several processes (``ddp``): all weights in each, ``fsdp`` a part of them in each; ``none`` is for one."""
     device: DeviceChoice
@@ -227,6 +233,10 @@ def _run_as(
     loop: dict[str, Any] = {}  # what does not change the bits is not named, so that digests stay
     if (accumulate, precision) != (1, "fp32"):
         loop |= {"accumulate": accumulate, "precision": precision}
+    if options.get("compile", False):
+        loop["compile"] = True
+    if options.get("ema_power") is not None:
+        loop["ema_power"] = options["ema_power"]
     parallel = options.get("parallel", "ddp")
     if parallel == "fsdp":
         loop["parallel"] = parallel
@@ -242,6 +252,9 @@ def _run_as(
         identity=identity,
         accumulate=accumulate,
         precision=precision,
+        compile=options.get("compile", False),
+        checkpoint_activations=options.get("checkpoint_activations", False),
+        ema_power=options.get("ema_power"),
         parallel=parallel,
         device=device,
     )

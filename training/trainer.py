@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from distill_rt.core.errors import ResourceError, UsageError
 from distill_rt.core.spec import StudentSpec
+from distill_rt.training.blocks import recompute_in_backward
 from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
-from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
+from distill_rt.training.compiled import compile_networks
+from distill_rt.training.copies import average_into, frozen_copy, power_decay, warmed_decay
 from distill_rt.training.data import Dataset
 from distill_rt.training.device import CPU
 from distill_rt.training.draws import Draws
@@ -46,6 +48,9 @@ class TrainConfig:
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
         accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
         precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
+        compile: run the networks through torch.compile.
+        checkpoint_activations: compute the inside of every block again in the backward pass instead of keeping it.
+        ema_power: gamma of the power-function average (`power_decay`), instead of the method's own average.
         parallel: of several processes. ``ddp``: each holds all weights, gradients are averaged; ``fsdp``: each holds a part of
             every weight (`sharding`); ``none``: there is one process.
         device: where networks, averages, batches and draws are; data and random numbers are made on the processor.
@@ -62,6 +67,9 @@ class TrainConfig:
     identity: Mapping[str, Any]
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    ema_power: float | None = None
     parallel: Parallel = "ddp"
     device: torch.device = CPU
 
@@ -74,6 +82,14 @@ class TrainConfig:
             )
         if self.accumulate < 1:
             raise UsageError(f"accumulate must be at least 1, got {self.accumulate}", code="setting-invalid")
+        if self.ema_power is not None and not 0.0 <= self.ema_power < math.inf:
+            raise UsageError(f"ema_power must be a number >= 0, got {self.ema_power}", code="setting-invalid")
+        if self.compile and self.parallel == "fsdp":
+            raise UsageError(
+                "sharded networks are not compiled here",
+                code="setting-invalid",
+                hint="choose --compile or --parallel fsdp",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +134,14 @@ class Trainer:
         for network in [*networks.values(), teacher.network]:
             network.to(config.device)
         self.processes.copy_from_main(networks.values())
-        average = frozen_copy(networks["student"]) if self.method.ema_decay else None
+        averaged = self.method.ema_decay > 0.0 or config.ema_power is not None
+        average = frozen_copy(networks["student"]) if averaged else None
+        if config.checkpoint_activations:
+            for network in networks.values():
+                recompute_in_backward(network)
         self._whole = self._shard(networks, average) if config.parallel == "fsdp" else None
+        if config.compile:
+            compile_networks([*networks.values(), teacher.network])
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
 
     def _shard(self, networks: Mapping[str, nn.Module], average: nn.Module | None) -> nn.Module:
@@ -176,6 +198,8 @@ class Trainer:
             signal.raise_signal(received[0] if received else signal.SIGTERM)
             raise KeyboardInterrupt  # where the handler does nothing, the caller still learns of it
         exported = self._exported()
+        if self.config.compile:
+            exported = frozen_copy(exported)  # a copy is not compiled
         if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
             raise self._diverged("the weights after the last step are not finite")
         return exported.eval().requires_grad_(False).to(CPU), state.losses
@@ -234,8 +258,13 @@ class Trainer:
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
         if state.average is not None:
-            average_into(state.average, state.networks["student"], warmed_decay(self.method.ema_decay, step))
+            average_into(state.average, state.networks["student"], self._decay(step))
         return _Taken(loss=value, losses=losses, gradient_norm=norm, stop=told > 0.0)
+
+    def _decay(self, step: int) -> float:
+        if self.config.ema_power is not None:
+            return power_decay(self.config.ema_power, step)
+        return warmed_decay(self.method.ema_decay, step)
 
     def _backward(self, phase: Phase, part: int) -> dict[str, Tensor]:
         """Add the gradients of one part of this process's share of the batch; returns its losses."""

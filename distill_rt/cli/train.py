@@ -56,6 +56,18 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' evaluations; weights stay fp32"
     )
+    parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute the inside of blocks again in the backward pass: less memory, more time",
+    )
+    parser.add_argument(
+        "--ema-power",
+        type=float,
+        metavar="GAMMA",
+        help="average the weights by a power function of time (6.94 is usual), not as the method does",
+    )
     parser.add_argument(
         "--parallel",
         choices=("none", "ddp", "fsdp"),
@@ -107,6 +119,9 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
         "checkpoint_every": args.checkpoint_every,
         "accumulate": args.accumulate,
         "precision": args.precision,
+        "compile": args.compile,
+        "checkpoint_activations": args.checkpoint_activations,
+        "ema_power": args.ema_power,
         "parallel": args.parallel,
         "device": args.device,
         "dry_run": args.dry_run,

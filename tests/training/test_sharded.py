@@ -43,11 +43,13 @@ def test_sharded_processes_equal_replicated_ones(teacher, tmp_path):
     for parallel in ("ddp", "fsdp"):
         jobs.append({**JOB, "out": tmp_path / f"teacher-{parallel}", "parallel": parallel})
         jobs.append({**JOB, "out": tmp_path / f"parts-{parallel}", "parallel": parallel, "accumulate": 2})
+        small = {"recipe": "digits-teacher", "settings": {"steps": "3", "batch_size": "4"}}
+        jobs.append({**small, "out": tmp_path / f"unet-{parallel}", "parallel": parallel})
         for method, settings in DISTILLED.items():
             job = {"method": method, "teacher": teacher, "steps": STEPS.get(method, 2), "settings": settings}
             jobs.append({**job, "out": tmp_path / f"{method}-{parallel}", "parallel": parallel})
     assert together(2, *jobs) == [0, 0]
-    for name in ("teacher", "parts", *DISTILLED):
+    for name in ("teacher", "parts", "unet", *DISTILLED):
         assert_same(tmp_path / f"{name}-fsdp", tmp_path / f"{name}-ddp")
     assert_same(tmp_path / "teacher-fsdp", teacher)
     assert load_student(tmp_path / "teacher-fsdp").spec.provenance["loop"] == {"parallel": "fsdp"}
