@@ -43,13 +43,15 @@ def test_blocks_run_twice_and_give_the_same_gradients(kind):
     assert len(blocks) == {"unet2d": 5, "dit": 1, "mlp": 1}[kind]
     calls: list[nn.Module] = []
     for block in blocks:
-        next(block.children()).register_forward_hook(lambda module, given, made: calls.append(module))
+        for part in block.modules():
+            if part is not block and not list(part.children()):
+                part.register_forward_hook(lambda module, given, made: calls.append(module))
     kept = backward(network, inputs)
     once = len(calls)
     calls.clear()
     recompute_in_backward(network)
     again = backward(network, inputs)
-    assert len(calls) == 2 * once > 0
+    assert once < len(calls) <= 2 * once, "a second time, as far as the gradients need it"
     assert len(kept) == len(again)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
     copied = frozen_copy(network)

@@ -40,9 +40,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sharded_processes_equal_replicated_ones(teacher, tmp_path):
     """With clipped gradients, averages, phases that copy the student, slow copies, pairs, and batches in parts."""
     jobs: list[dict[str, Any]] = []
+    parts = {"accumulate": 2, "checkpoint_activations": True}
     for parallel in ("ddp", "fsdp"):
         jobs.append({**JOB, "out": tmp_path / f"teacher-{parallel}", "parallel": parallel})
-        jobs.append({**JOB, "out": tmp_path / f"parts-{parallel}", "parallel": parallel, "accumulate": 2})
+        jobs.append({**JOB, "out": tmp_path / f"parts-{parallel}", "parallel": parallel, **parts})
         small = {"recipe": "digits-teacher", "settings": {"steps": "3", "batch_size": "4"}}
         jobs.append({**small, "out": tmp_path / f"unet-{parallel}", "parallel": parallel})
         for method, settings in DISTILLED.items():
