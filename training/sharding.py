@@ -10,11 +10,11 @@ The teacher stays whole in every process.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor
 
 from distill_rt.core.errors import UsageError
 from distill_rt.training.blocks import blocks_of
@@ -32,7 +32,9 @@ def check_shardable(networks: Mapping[str, nn.Module], phases: Sequence[Phase], 
             code="parallel-invalid",
             hint="start several: torchrun --nproc-per-node N -m distill_rt.cli.main ...",
         )
-    odd = next((phase.network for phase in phases if phase.network != "student"), None)
+    student = networks["student"]
+    around = [name for name, network in networks.items() if network is not student and student in network.modules()]
+    odd = next((phase.network for phase in phases if phase.network != "student"), next(iter(around), None))
     if odd is not None:
         raise UsageError(
             f"fsdp shards a student that trains alone, and this method trains {odd!r}, which is more than it",
@@ -50,6 +52,8 @@ def shard(network: nn.Module, device: torch.device) -> None:
         return
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # parts are cut along the first axis
+    # It warns of in-place operations on a network's output, which no method here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for block in blocks_of(network):
         fully_shard(block, mesh=mesh)
@@ -59,7 +63,8 @@ def shard(network: nn.Module, device: torch.device) -> None:
 
 def whole(value: Tensor) -> Tensor:
     """The value of all parts; every process must ask. Whole tensors are returned as they are."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return full
 
 
 def gather_into(target: nn.Module, network: nn.Module) -> None:

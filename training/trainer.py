@@ -29,7 +29,6 @@ from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.methods.base import Method, Phase
 from distill_rt.training.parallel import Parallel, Processes
 from distill_rt.training.predictor import Teacher
-from distill_rt.training.sharded_checkpoint import restore_sharded, save_sharded
 from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
 
 Progress = Callable[[str, int, int, float], None]
@@ -229,8 +228,12 @@ class Trainer:
         head = read_head(checkpoint, self.config.identity)
         # The optimiser of the last complete step, even where the next one begins a phase with a new optimiser.
         self._enter(self._phase(max(head.step - 1, 0)))
-        restore = restore_tensors if self._whole is None else restore_sharded
-        restore(checkpoint, self.state)
+        if self._whole is None:
+            restore_tensors(checkpoint, self.state)
+        else:
+            from distill_rt.training.sharded_checkpoint import restore_sharded
+
+            restore_sharded(checkpoint, self.state)
         self.state.step, self.state.running, self.state.losses = head.step, head.running, head.losses
 
     def _phase(self, step: int) -> Phase:
@@ -281,6 +284,8 @@ class Trainer:
         if self.config.checkpoint is None:
             return
         if self._whole is not None:
+            from distill_rt.training.sharded_checkpoint import save_sharded  # torch may be built without it
+
             save_sharded(self.config.checkpoint, self.state, self.config.identity, self.processes)
         elif self.processes.is_main:
             save_checkpoint(self.config.checkpoint, self.state, self.config.identity)
