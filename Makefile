@@ -57,7 +57,7 @@ gpu-acceptance:
 	$(PYTHON) benchmarks/gpu_acceptance.py $(ARGS)
 
 quality: setup
-	$(BIN)/python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md
+	$(BIN)/python benchmarks/quality.py --out benchmarks/results/quality.json --table docs/methods.md --plot docs/quality.svg
 
 pareto: setup
 	$(BIN)/python benchmarks/pareto.py --out benchmarks/results/pareto.json

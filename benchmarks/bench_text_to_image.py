@@ -41,6 +41,8 @@ COMPONENTS = ("text_encoder", "network0", "decoder")
 NUM_THREADS = len(os.sched_getaffinity(0))
 RESULT = Path(__file__).resolve().parent / "results/sdt.json"
 REFERENCE = "diffusers eager fp32"
+OPTIMUM = "optimum-intel bf16"
+OPTIMUM_SCRIPT = Path(__file__).resolve().parent / "peers/optimum_intel.py"
 OURS = {
     f"distill-rt {mode} {precision}": (mode, precision)
     for mode in ("step", "trajectory")
@@ -51,6 +53,7 @@ PRECISION = {
     "diffusers eager bf16": "bf16",
     "OpenVINO naive": "bf16",
     "OpenVINO bf16": "bf16",
+    OPTIMUM: "bf16",
     **{name: precision for name, (_, precision) in OURS.items()},
 }
 MIN_PSNR_DB = {"fp32": 55.0, "bf16": 30.0, "int8": 30.0}
@@ -102,6 +105,8 @@ def needed(variant: str) -> list[str]:
     if variant in OURS:
         mode, precision = OURS[variant]
         return ["student", f"{mode}.bundle", f"{mode}.{precision}.engine"]
+    if variant == OPTIMUM:
+        return ["student", "openvino.decoder.xml", "optimum"]
     files = [f"openvino.{component}.xml" for component in COMPONENTS] if "OpenVINO" in variant else []
     return ["student", *files]
 
@@ -154,10 +159,24 @@ def child(variant: str, work: Path) -> None:
     print(json.dumps(report))
 
 
-def process(*arguments: str) -> str:
+def process(*arguments: str, python: str = sys.executable, script: str = __file__) -> str:
     return subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=1800
+        [python, script, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=1800
     ).stdout
+
+
+def run_once(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One process of a variant: its report."""
+    if name == OPTIMUM:
+        np.save(args.work / "noise.npy", noise())
+        options = {"--decoder": "openvino.decoder.xml", "--noise": "noise.npy", "--image": f"{name}.npy"}
+        files = [text for option, file in options.items() for text in (option, str(args.work / file))]
+        command = ("run", str(args.work / "optimum"), *files, "--prompts", *PROMPTS)
+        output = process(*command, python=args.optimum_python, script=str(OPTIMUM_SCRIPT))
+    else:
+        output = process("--work", str(args.work), "--child", name)
+    report: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return report
 
 
 def flops() -> float:
@@ -182,7 +201,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=PRECISION, metavar="NAME", default=list(PRECISION))
+    parser.add_argument(
+        "--only", nargs="+", choices=PRECISION, metavar="NAME", default=[name for name in PRECISION if name != OPTIMUM]
+    )
+    parser.add_argument(
+        "--optimum-python", metavar="PYTHON", help="of an environment with optimum-intel; adds its row (see peers/)"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--child", choices=PRECISION, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", metavar="NAME", help=argparse.SUPPRESS)
@@ -197,15 +221,20 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    names = [name for name in PRECISION if name in {REFERENCE, *args.only}]
+    wanted = {REFERENCE, *args.only} | ({OPTIMUM} if args.optimum_python else set())
+    names = [name for name in PRECISION if name in wanted]
     for name in dict.fromkeys(item for variant in names for item in needed(variant)):
         if not (args.work / name).exists():
             print("preparing", name, flush=True)
-            process("--work", str(args.work), "--prepare", name)
+            if name == "optimum":
+                paths = (str(args.work / "student"), str(args.work / name))
+                process("prepare", *paths, python=args.optimum_python, script=str(OPTIMUM_SCRIPT))
+            else:
+                process("--work", str(args.work), "--prepare", name)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(args.passes):
         for name in names:
-            report = json.loads(process("--work", str(args.work), "--child", name).splitlines()[-1])
+            report = run_once(name, args)
             runs[name].append(report)
             print(name, {key: np.round(value, 2).tolist() for key, value in report.items()}, flush=True)
     samples = Samples(

@@ -69,8 +69,11 @@ class Offer:
     students: tuple[tuple[int, tuple[int, ...]], ...]
     settings: dict[str, str] = field(default_factory=dict)
     variant: str = ""
+    datasets: tuple[str, ...] = ("grid25", "digits")
 
     def runs(self, dataset: str) -> Iterator[Run]:
+        if dataset not in self.datasets:
+            return
         # A UNet on digits costs many times the points' network: fewer iterations keep a student within 4 minutes.
         budget = DIGITS_ITERATIONS.get(self.method, {}) if dataset == "digits" else {}
         for steps, nfe in self.students:
@@ -89,6 +92,7 @@ EACH = ((4, (4,)), (2, (2,)), (1, (1,)))
 ALL = ((4, (1, 2, 4)),)
 OFFERS = (
     Offer(method="progressive", students=EACH),
+    Offer(method="rcfd", students=EACH, datasets=("digits",)),
     Offer(method="consistency", students=ALL),
     Offer(method="consistency", students=ALL, settings={"pairs": "ect"}, variant="ect"),
     Offer(method="kd", students=ONE),
@@ -97,27 +101,50 @@ OFFERS = (
     Offer(method="consistency_training", students=ALL),
     Offer(method="ect", students=ALL),
     Offer(method="sfd", students=EACH[:2]),
+    # One step has one time.
+    Offer(method="gits", students=EACH[:2]),
+    Offer(method="gits", students=EACH[:2], settings={"power": "2"}, variant="squares"),
     Offer(method="boot", students=ONE),
     Offer(method="lcm", students=ALL),
     Offer(method="pcm", students=EACH[:2]),
     Offer(method="tcd", students=EACH[:1]),
     Offer(method="ctm", students=ALL),
     Offer(method="shortcut", students=ALL),
+    Offer(method="catch_up", students=EACH),
     Offer(method="imm", students=ALL),
     Offer(method="dmd", students=ONE),
     Offer(method="vsd", students=ONE),
     Offer(method="sid", students=ONE),
     Offer(method="dmd2", students=EACH[:1]),
 )
-"""Methods in the order of their files' families; the same students on both data sets."""
-DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}
+"""Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
+DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+    "kd": {"iterations": "1200", "num_pairs": "3072"},
+    "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
+    "rectified_flow": {"iterations": "1200", "num_pairs": "3072"},
+    "consistency_training": {"iterations": "1200"},
+    "ect": {"iterations": "1200"},
+    "sfd": {"iterations": "150"},
+    "boot": {"iterations": "700"},
+    "lcm": {"iterations": "900"},
+    "pcm": {"iterations": "700"},
+    "tcd": {"iterations": "700"},
+    "ctm": {"iterations": "400"},
+    "shortcut": {"iterations": "800"},
+    "imm": {"iterations": "900"},
+    "dmd": {"iterations": "500", "num_pairs": "2048"},
+    "vsd": {"iterations": "700"},
+    "sid": {"iterations": "600"},
+    "dmd2": {"iterations": "700"},
+}
 """Settings of a method on digits."""
 RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
     # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
     *(
-        Run(method="guidance", dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
+        Run(method=method, dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
         for name in ("grid25-labelled", "digits")
+        for method in ("guidance", "dice")
     ),
     *(run for offer in OFFERS for run in offer.runs("digits")),
 )

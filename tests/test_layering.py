@@ -80,6 +80,7 @@ HOMES = {
         ("distill_rt/runtime/images.py", "distill_rt/training/", "distill_rt/cli/demo"),
         ("distill_rt/runtime/images.py", "distill_rt/training/"),
     ),
+    "peft": (("distill_rt/training/lora.py",), ()),
     "tensorboard": (("distill_rt/training/journal.py",), ()),
     "datasets": (("distill_rt/training/data/huggingface.py",), ()),
     "filelock": (FILE_LOCKS, FILE_LOCKS),

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from torch import nn
 
 from distill_rt.models.conditioned import ConditionedNetwork
+from distill_rt.models.text_conditioned import TextConditionedUNet
 
 
 def compile_networks(modules: Iterable[nn.Module]) -> None:
     """Compile every network among the modules and inside of them, in place: names and weights stay."""
     for module in modules:
         for part in module.modules():
-            if isinstance(part, ConditionedNetwork):
+            if isinstance(part, ConditionedNetwork | TextConditionedUNet):
                 part.compile()
 
 

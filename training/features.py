@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from distill_rt.core.errors import UsageError
 from distill_rt.training.compiled import is_compiled
 
-FeatureLoss = Literal["none", "hint", "attention", "similarity"]
+FeatureLoss = Literal["none", "hint", "attention", "similarity", "relational"]
 
 
 @contextlib.contextmanager
@@ -101,8 +101,41 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (grams[0] - grams[1]).square().sum() / len(student)
 
 
+def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distances between images and angles of three of them: ``huber(D_s - D_t) + 2 huber(A_s - A_t)``.
+
+    Park et al. 2019 (RKD, arXiv 1904.05068), equations 5 to 9, with the ratio of their metric learning runs. D are distances
+    over their mean, A cosines; means are taken over pairs and triples of different images, of which there must be three.
+    """
+    num = len(student)
+    (d_s, a_s), (d_t, a_t) = (_relations(f) for f in (student, teacher.detach()))
+    distance = F.smooth_l1_loss(d_s, d_t, reduction="sum") / (num * (num - 1))
+    angle = F.smooth_l1_loss(a_s, a_t, reduction="sum") / (num * (num - 1) * (num - 2))
+    return distance + 2.0 * angle
+
+
+def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Relative distances (B, B), and the cosine at image j between i and k (j, i, k); 0 where images coincide.
+
+    From the Gram matrix: the differences themselves would be B^2 images.
+    """
+    flat = features.flatten(1)
+    flat = flat - flat.mean(dim=0)
+    flat = flat / flat.square().sum(dim=1).mean().clamp(min=1e-12).sqrt()
+    gram = flat @ flat.T
+    square = gram.diagonal()
+    apart = ~torch.eye(len(flat), dtype=torch.bool, device=flat.device)
+    distance = (square[:, None] + square[None, :] - 2.0 * gram).clamp(min=1e-6).sqrt()
+    inner = gram[None, :, :] - gram[:, :, None] - gram[:, None, :] + square[:, None, None]
+    cosine = inner / (distance[:, :, None] * distance[:, None, :])
+    relative = distance / distance[apart].mean()
+    three = apart[:, :, None] & apart[:, None, :] & apart[None, :, :]
+    return relative.masked_fill(~apart, 0.0), cosine.masked_fill(~three, 0.0)
+
+
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hint": hint_loss,
     "attention": attention_loss,
     "similarity": similarity_loss,
+    "relational": relational_loss,
 }

@@ -116,6 +116,12 @@ class Journal:
                 code="samples-not-images",
                 hint="leave --sample-every out",
             )
+        if options.sample_every and spec.condition.kind == "text":
+            raise UsageError(
+                "sheets of samples are made without prompts, which this network reads",
+                code="samples-without-prompts",
+                hint="leave --sample-every out",
+            )
         if options.tensorboard:
             require("tensorboard", extra="tensorboard")
         self._board: Any = None

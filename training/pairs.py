@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable
 from distill_rt.kernels import unit_noise
@@ -50,6 +51,12 @@ class PairCache(nn.Module):
 
     def __init__(self, spec: StudentSpec, num_pairs: int) -> None:
         super().__init__()
+        if spec.condition.kind == "text":
+            raise UsageError(
+                f"{spec.name!r} reads prompts, and pairs of noise and image are kept without them",
+                code="pairs-without-prompts",
+                hint="use a method without pairs: progressive, lcm, vsd, ... (docs/methods.md)",
+            )
         self.sample_shape = spec.sample_shape
         self.has_label, self.has_w = spec.condition.kind == "label", spec.guidance.mode != "none"
         self.register_buffer("seed_N", torch.zeros(num_pairs, dtype=torch.int64))

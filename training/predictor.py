@@ -1,6 +1,6 @@
 """Networks as predictors: raw output to x0, with guidance, in one convention (design section 3).
 
-Legend: B images, C channels, H rows, W columns.
+Legend: B images, C channels, H rows, W columns, L tokens, D elements of one token's embedding.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from distill_rt.core.spec import StudentSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
-    """Conditions of a batch: label (B,) int64, guidance scale w (B,), second time in [0, 1] (B,); None where not taken."""
+    """Conditions of a batch: label (B,) int64, embedded prompt (B, L, D), guidance scale w (B,), second time in [0, 1] (B,).
+
+    None where not taken.
+    """
 
     label_B: Tensor | None = None
+    text_BLD: Tensor | None = None
     w_B: Tensor | None = None
     second_time_B: Tensor | None = None
 
@@ -27,7 +31,12 @@ class Conditions:
         def moved(value_B: Tensor | None) -> Tensor | None:
             return None if value_B is None else value_B.to(device)
 
-        return Conditions(label_B=moved(self.label_B), w_B=moved(self.w_B), second_time_B=moved(self.second_time_B))
+        return Conditions(
+            label_B=moved(self.label_B),
+            text_BLD=moved(self.text_BLD),
+            w_B=moved(self.w_B),
+            second_time_B=moved(self.second_time_B),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +60,8 @@ class Predictor:
             inputs.append(self.process.model_time(conditions.second_time_B))
         if conditions.label_B is not None:
             inputs.append(conditions.label_B)
+        if conditions.text_BLD is not None:
+            inputs.append(conditions.text_BLD)
         if conditions.w_B is not None:
             inputs.append(conditions.w_B)
         x0: Tensor = p * x_BCHW + q * self.network(*inputs)
@@ -58,12 +69,22 @@ class Predictor:
 
 
 class Teacher:
-    """A frozen predictor with its contract: guided predictions and solver steps, without gradients."""
+    """A frozen predictor with its contract: guided predictions and solver steps, without gradients.
 
-    def __init__(self, spec: StudentSpec, network: nn.Module) -> None:
+    Args:
+        null_text_LD: embedding of the empty prompt, for contracts with prompts.
+    """
+
+    def __init__(self, spec: StudentSpec, network: nn.Module, null_text_LD: Tensor | None = None) -> None:
         self.spec = spec
+        self.null_text_LD = null_text_LD
         self.network = network.eval().requires_grad_(False)
         self.predictor = Predictor.of(spec, network)
+
+    def to(self, device: torch.device) -> None:
+        """Move network and embedding, in place."""
+        self.network.to(device)
+        self.null_text_LD = None if self.null_text_LD is None else self.null_text_LD.to(device)
 
     @property
     def process(self) -> NoiseProcess:
@@ -79,12 +100,21 @@ class Teacher:
         w_B = conditions.w_B
         if self.spec.guidance.mode != "cfg":
             return self.predictor.x0(x_BCHW, t_B, conditions)
-        if conditions.label_B is None or w_B is None or self.spec.condition.null_label is None:
-            raise ValueError("a teacher guided by two evaluations needs labels and guidance scales")
-        label_B = torch.cat([torch.full_like(conditions.label_B, self.spec.condition.null_label), conditions.label_B])
-        both = self.predictor.x0(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), Conditions(label_B=label_B))
+        if w_B is None:
+            raise ValueError("a teacher guided by two evaluations needs guidance scales")
+        twice = self._without_and_with(conditions)
+        both = self.predictor.x0(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), twice)
         x0_u, x0_c = both.chunk(2)
         return x0_u + w_B[:, None, None, None] * (x0_c - x0_u)
+
+    def _without_and_with(self, conditions: Conditions) -> Conditions:
+        """The null condition for every image, then the conditions, for one batch of both."""
+        label_B, text_BLD = conditions.label_B, conditions.text_BLD
+        if label_B is not None and self.spec.condition.null_label is not None:
+            return Conditions(label_B=torch.cat([torch.full_like(label_B, self.spec.condition.null_label), label_B]))
+        if text_BLD is not None and self.null_text_LD is not None:
+            return Conditions(text_BLD=torch.cat([self.null_text_LD.expand_as(text_BLD), text_BLD]))
+        raise ValueError("a teacher guided by two evaluations needs labels or prompts, and the null one")
 
     def step_with(self, x_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
         """The DDIM jump from t to s with a prediction that is known already."""

@@ -21,14 +21,16 @@ from distill_rt.models import Student, load_student, save_student
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.device import DeviceChoice, choose_device
 from distill_rt.training.journal import Journal, JournalOptions
+from distill_rt.training.kept import MARK, KeptWeights, run_digest
 from distill_rt.training.methods import METHODS
-from distill_rt.training.methods.base import Method
+from distill_rt.training.methods.base import Method, Searches
 from distill_rt.training.parallel import Parallel, Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.smaller import network_cost
-from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method
+from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
+from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method, check_seed
 
 CHECKPOINT_EVERY = 250
 MAX_STEPS = 1024
@@ -46,6 +48,8 @@ class RunOptions(TypedDict, total=False):
     """Replace the student that stands at `out`, and start anew unless `resume`."""
     checkpoint_every: int
     """Training steps between two checkpoints."""
+    keep_every: int
+    """Training steps of the last phase between two weights that are kept in ``<out>.weights`` for `combine`, 0 for none (0)."""
     accumulate: int
     """Parts that each process takes its share of a batch in (1): less memory, more time."""
     precision: Literal["fp32", "bf16"]
@@ -86,9 +90,9 @@ def train(
         options: see `RunOptions`.
 
     Returns:
-        A JSON object: path, digest, method, training_steps, final_loss, seconds, steps, num_parameters,
-        flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration. Of several processes
-        (torchrun), those that are not the first hand back an empty one.
+        A JSON object: path, digest, method, training_steps, final_loss (null where nothing is trained), seconds, steps,
+        num_parameters, flops_per_evaluation (of one image), notes (on the data); of a dry run the configuration. Of
+        several processes (torchrun), those that are not the first hand back an empty one.
 
     Raises:
         UsageError: unknown recipe, setting or data, a setting out of range, `out` taken, or an unfinished run beside it.
@@ -104,8 +108,10 @@ def train(
     method = apply_settings(chosen.method, settings or {})
     source = open_source(chosen.dataset if data is None else data, chosen.spec)
     # A teacher is trained from data: there is a contract, but no network to learn from.
-    untaught = Teacher(chosen.for_classes(source.dataset.num_classes).spec, nn.Identity())
-    return _run(method, untaught, source, out, teacher_digest=None, options=options)
+    spec = chosen.for_classes(source.dataset.num_classes).spec
+    with fresh_text(spec, chosen.words, seed=options.get("seed", 0)) as text:
+        untaught = Teacher(spec, nn.Identity(), None if text is None else text.null_LD)
+        return _run(method, untaught, source, out, text=text, teacher_digest=None, options=options)
 
 
 def distill(
@@ -145,8 +151,11 @@ def distill(
     _check_teacher(loaded)
     source = open_source(_data_of(loaded) if data is None else data, loaded.spec)
     check_classes(source, loaded.spec, loaded.spec.provenance.get("classes"))
-    taught = Teacher(loaded.spec, loaded.networks[0])
-    return _run(config, taught, source, out, teacher_digest=loaded.digest, options=options)
+    text = None
+    if loaded.text_encoder is not None and loaded.tokenizer is not None:
+        text = TextSide(loaded.spec.condition, loaded.text_encoder, loaded.tokenizer)
+    taught = Teacher(loaded.spec, loaded.networks[0], None if text is None else text.null_LD)
+    return _run(config, taught, source, out, text=text, teacher_digest=loaded.digest, options=options)
 
 
 def _check_teacher(teacher: Student) -> None:
@@ -158,10 +167,9 @@ def _check_teacher(teacher: Student) -> None:
             code="teacher-rescales",
             hint="set it to 0",
         )
-    if spec.condition.kind == "text" or spec.decoder is not None:
-        what = "reads prompts" if spec.condition.kind == "text" else "works on latents"
+    if spec.decoder is not None:
         raise UsageError(
-            f"{teacher.path} {what}, which the training loop here cannot feed yet",
+            f"{teacher.path} works on latents, which the training loop here cannot feed yet",
             code="teacher-not-trainable",
             hint="it can be exported, compiled and served as it is: distill-rt export",
         )
@@ -192,12 +200,21 @@ def _defaults_for(method: str, steps: int) -> dict[str, str]:
 
 
 def _run(
-    method: Method, teacher: Teacher, source: Source, out: Path, *, teacher_digest: str | None, options: RunOptions
+    method: Method,
+    teacher: Teacher,
+    source: Source,
+    out: Path,
+    *,
+    text: TextSide | None,
+    teacher_digest: str | None,
+    options: RunOptions,
 ) -> dict[str, Any]:
     """The run of this process: all of them refuse, draw and compute the same; the main one alone writes."""
     device = choose_device(options.get("device", "auto"))
     with joined_processes(device) as processes:
-        return _run_as(processes, device, method, teacher, source, out, teacher_digest=teacher_digest, options=options)
+        return _run_as(
+            processes, device, method, teacher, source, out, text=text, teacher_digest=teacher_digest, options=options
+        )
 
 
 def _run_as(
@@ -208,6 +225,7 @@ def _run_as(
     source: Source,
     out: Path,
     *,
+    text: TextSide | None,
     teacher_digest: str | None,
     options: RunOptions,
 ) -> dict[str, Any]:
@@ -221,11 +239,16 @@ def _run_as(
             code="checkpoint-exists",
             hint="go on with --resume, or start anew with --force",
         )
+    started, seed = time.monotonic(), options.get("seed", 0)
+    check_seed(seed)
+    dataset = source.dataset if text is None else EmbeddedCaptions(source.dataset, text)
+    if isinstance(method, Searches):  # the contract follows from what it finds
+        method = method.searched(teacher, dataset, seed)
     identity = {
         "method": method.name,
         "settings": _settings_of(method),
         "data": source.identity,
-        "seed": options.get("seed", 0),
+        "seed": seed,
         "teacher": teacher_digest,
         "contract": codec.to_json(method.contract(teacher.spec)),
     } | ({"classes": list(source.class_names)} if source.class_names else {})
@@ -244,14 +267,19 @@ def _run_as(
         loop["device"] = device.type
     if loop:
         identity["loop"] = loop
+    keep_every, kept = options.get("keep_every", 0), None
+    if keep_every:
+        kept = KeptWeights(directory=out.with_name(f"{out.name}.weights"), run=run_digest(identity), every=keep_every)
+        refuse_existing(kept.directory, force=True, ours=MARK)
     config = TrainConfig(
         method=method,
-        seed=options.get("seed", 0),
+        seed=seed,
         checkpoint=checkpoint,
         checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
         identity=identity,
         accumulate=accumulate,
         precision=precision,
+        kept=kept,
         compile=options.get("compile", False),
         checkpoint_activations=options.get("checkpoint_activations", False),
         ema_power=options.get("ema_power"),
@@ -264,19 +292,22 @@ def _run_as(
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
-    started = time.monotonic()
-    trainer = Trainer(config, source.dataset, teacher, processes)
+    trainer = Trainer(config, dataset, teacher, processes)
     processes.wait()  # everybody has looked at what stands there
     if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
         with resource_errors(checkpoint):
             shutil.rmtree(checkpoint)
+    if processes.is_main and kept is not None and not resume:  # of a run before
+        with resource_errors(kept.directory):
+            shutil.rmtree(kept.directory, ignore_errors=True)
     processes.wait()
     if not processes.is_main:
         trainer.run(resume=resume)
         return {}
     network, losses = trainer.run(resume=resume, progress=options.get("progress"), observer=journal)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
-    digest = save_student(out, spec, [network], force=force)
+    encoder, tokenizer = (None, None) if text is None else (text.encoder, text.tokenizer)
+    digest = save_student(out, spec, [network], text_encoder=encoder, tokenizer=tokenizer, force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
     cost = network_cost(spec, network)
     return {
@@ -284,7 +315,7 @@ def _run_as(
         "digest": digest,
         "method": method.name,
         "training_steps": trainer.num_steps,
-        "final_loss": losses[-1][1],
+        "final_loss": losses[-1][1] if losses else None,
         "seconds": round(time.monotonic() - started, 1),
         "steps": list(spec.steps),
         "num_parameters": cost.parameters,

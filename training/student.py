@@ -15,20 +15,27 @@ from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.predictor import Conditions, Teacher
 
+TEXT_KEY, TEXT_GUIDANCE_WIDTH = "time_cond_proj_dim", 64
+"""Setting of networks that read text, and sinusoidal features of w (Luo et al. 2023, arXiv 2310.04378, take 256)."""
+TEXT_GUIDANCE = "backbone.time_embedding.cond_proj."
+"""The layer's weights."""
+
 
 def embed_guidance(teacher: StudentSpec) -> StudentSpec:
     """The contract with guidance as an input of the network where the teacher needs two evaluations; else unchanged."""
     if teacher.guidance.mode != "cfg":
         return teacher
     guidance = dataclasses.replace(teacher.guidance, mode="embedded", rescale=0.0)
-    networks = tuple(NetworkSpec(kind=n.kind, config={**n.config, "guidance": True}) for n in teacher.networks)
+    # Networks that read text take w as latent consistency models do, through diffusers' own layer.
+    added = {"guidance": True} | ({TEXT_KEY: TEXT_GUIDANCE_WIDTH} if teacher.condition.kind == "text" else {})
+    networks = tuple(NetworkSpec(kind=n.kind, config={**n.config, **added}) for n in teacher.networks)
     return dataclasses.replace(teacher, guidance=guidance, networks=networks)
 
 
 def drop_guidance(teacher: StudentSpec) -> StudentSpec:
     """The contract without guidance: what a student has that learns from data alone."""
     networks = tuple(
-        NetworkSpec(kind=n.kind, config={k: v for k, v in n.config.items() if k != "guidance"})
+        NetworkSpec(kind=n.kind, config={k: v for k, v in n.config.items() if k not in ("guidance", TEXT_KEY)})
         for n in teacher.networks
     )
     return dataclasses.replace(teacher, guidance=Guidance(), networks=networks)
@@ -92,16 +99,19 @@ def student_network(teacher: Teacher, spec: StudentSpec) -> nn.Module:
     network = build_network(spec.networks[0])
     missing, unexpected = network.load_state_dict(teacher.network.state_dict(), strict=False)
     if spec.guidance.mode == "none":  # a student of data alone leaves its teacher's guidance input behind
-        unexpected = [key for key in unexpected if not key.startswith("guidance.")]
+        unexpected = [key for key in unexpected if not key.startswith(("guidance.", TEXT_GUIDANCE))]
     assert not unexpected, unexpected
-    assert all(key.startswith(("guidance.", "second_time.")) for key in missing), missing
+    assert all(key.startswith(("guidance.", "second_time.", TEXT_GUIDANCE)) for key in missing), missing
+    for key in missing:
+        if key.startswith(TEXT_GUIDANCE):  # ours end in a layer of zeros; diffusers' is drawn
+            nn.init.zeros_(network.get_parameter(key))
     return network
 
 
 def draw_conditions(spec: StudentSpec, batch: Batch, draws: Draws) -> Conditions:
-    """Labels of the batch and, where the contract is guided, w uniform over its range."""
+    """Labels or prompts of the batch and, where the contract is guided, w uniform over its range."""
     guidance: Guidance = spec.guidance
     if guidance.mode == "none":
-        return Conditions(label_B=batch.label_B)
+        return Conditions(label_B=batch.label_B, text_BLD=batch.text_BLD)
     w_B = guidance.min + (guidance.max - guidance.min) * draws.uniform(Purpose.GUIDANCE)
-    return Conditions(label_B=batch.label_B, w_B=w_B)
+    return Conditions(label_B=batch.label_B, text_BLD=batch.text_BLD, w_B=w_B)

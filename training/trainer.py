@@ -26,7 +26,8 @@ from distill_rt.training.data import Dataset
 from distill_rt.training.device import CPU
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
-from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.kept import KeptWeights
+from distill_rt.training.methods.base import Method, Phase, Searches
 from distill_rt.training.parallel import Parallel, Processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
@@ -46,6 +47,7 @@ class TrainConfig:
         checkpoint_every: training steps between two checkpoints.
         identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
         accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
+        kept: where to keep the student's weights along the last phase; None keeps none.
         precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
         compile: run the networks through torch.compile.
         checkpoint_activations: compute the inside of every block again in the backward pass instead of keeping it.
@@ -66,6 +68,7 @@ class TrainConfig:
     identity: Mapping[str, Any]
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    kept: KeptWeights | None = None
     compile: bool = False
     checkpoint_activations: bool = False
     ema_power: float | None = None
@@ -73,8 +76,7 @@ class TrainConfig:
     device: torch.device = CPU
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed must be 0 to 2**64 - 1, got {self.seed}", code="seed-out-of-range")
+        check_seed(self.seed)
         if self.checkpoint_every < 1:
             raise UsageError(
                 f"checkpoint_every must be at least 1, got {self.checkpoint_every}", code="setting-invalid"
@@ -83,6 +85,12 @@ class TrainConfig:
             raise UsageError(f"accumulate must be at least 1, got {self.accumulate}", code="setting-invalid")
         if self.ema_power is not None and not 0.0 <= self.ema_power < math.inf:
             raise UsageError(f"ema_power must be a number >= 0, got {self.ema_power}", code="setting-invalid")
+        if self.kept is not None and self.parallel == "fsdp":
+            raise UsageError(
+                "no process of a sharded run has the whole student, so its weights are not kept along the way",
+                code="setting-invalid",
+                hint="leave --keep-every out, or use --parallel ddp",
+            )
         if self.compile and self.parallel == "fsdp":
             raise UsageError(
                 "sharded networks are not compiled here",
@@ -130,8 +138,9 @@ class Trainer:
         self.part_size = _part_size(self.method.batch_size, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)  # made on the processor: the same initial weights for every device
-        for network in [*networks.values(), teacher.network]:
+        for network in networks.values():
             network.to(config.device)
+        teacher.to(config.device)
         self.processes.copy_from_main(networks.values())
         averaged = self.method.ema_decay > 0.0 or config.ema_power is not None
         average = frozen_copy(networks["student"]) if averaged else None
@@ -182,6 +191,7 @@ class Trainer:
                 if state.step % max(1, self.num_steps // 200) == 0:
                     state.losses.append((state.step, running))
                 state.step += 1
+                self._keep(phase)
                 if observer is not None:
                     observer.step(self._record(phase, taken))
                 if progress is not None:
@@ -280,6 +290,14 @@ class Trainer:
         (torch.stack(list(losses.values())).sum() / self.config.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def _keep(self, phase: Phase) -> None:
+        """Earlier phases aim elsewhere, so their weights are no neighbours of the student."""
+        kept, step = self.config.kept, self.state.step
+        if kept is None or phase is not self.phases[-1] or not self.processes.is_main:
+            return
+        if step % kept.every == 0 or step == self.num_steps:
+            kept.keep(step, self.state.networks["student"])
+
     def _save(self) -> None:
         if self.config.checkpoint is None:
             return
@@ -312,6 +330,12 @@ def _part_size(batch_size: int, num_processes: int, accumulate: int) -> int:
     return size
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is none."""
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed must be 0 to 2**64 - 1, got {seed}", code="seed-out-of-range")
+
+
 def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
     """The phases of a method whose common settings can train; what is its own, its dataclass checks.
 
@@ -323,7 +347,7 @@ def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
         raise UsageError(f"batch_size must be at least 1, got {method.batch_size}", code="setting-invalid")
     if not 0.0 <= method.ema_decay < 1.0:
         raise UsageError(f"ema_decay must be in [0, 1), got {method.ema_decay}", code="setting-invalid")
-    if not phases:
+    if not phases and not isinstance(method, Searches):
         raise UsageError("these settings train for no step at all", code="setting-invalid")
     for phase in phases:
         rate = method.learning_rate(phase, phase.start)

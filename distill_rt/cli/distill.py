@@ -1,7 +1,7 @@
 """Distil a teacher into a student of few steps.
 
-docs/methods.md has a card for every method: idea, what it needs, the contract it makes, measured quality. feature_kd makes a
-student's network smaller. A killed run goes on with --resume.
+docs/methods.md has a card for every method: idea, what it needs, the contract it makes, measured quality. feature_kd
+and bk_sdm make networks smaller. A killed run goes on with --resume.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ EXTRA = "train"
 METHODS = (
     "kd",
     "progressive",
+    "rcfd",
     "tract",
     "sfd",
     "rectified_flow",
@@ -30,13 +31,17 @@ METHODS = (
     "ect",
     "ctm",
     "shortcut",
+    "catch_up",
     "imm",
     "dmd",
     "dmd2",
     "vsd",
     "sid",
     "guidance",
+    "dice",
+    "gits",
     "feature_kd",
+    "bk_sdm",
 )
 """What `training.methods.METHODS` holds, in its order: help must not wait for torch."""
 
@@ -45,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="student directory of the teacher")
     parser.add_argument(
-        "--steps", type=positive, help="steps of the student (4; feature_kd: all of the teacher's plans)"
+        "--steps", type=positive, help="steps of the student (4; feature_kd, bk_sdm: all of the teacher's plans)"
     )
     add_training_arguments(parser, data="the teacher's")
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "recipes": "list the recipes of train, with the quality and time to expect",
     "train": "train a teacher by a recipe",
     "distill": "distil a teacher into a few-step student",
+    "combine": "kept weights of one training run to a better student",
     "stitch": "two students to one: a smaller network for the first steps",
     "evaluate": "measure the quality of a student against its teacher and the data",
     "export": "a student to a bundle: ONNX graphs and golden outputs",

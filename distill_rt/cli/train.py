@@ -51,6 +51,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
         help="training steps between two checkpoints (250)",
     )
     parser.add_argument(
+        "--keep-every",
+        type=positive,
+        default=0,
+        metavar="STEPS",
+        help="keep weights so often for distill-rt combine (none)",
+    )
+    parser.add_argument(
         "--accumulate", type=positive, default=1, metavar="PARTS", help="take a batch in so many parts: less memory (1)"
     )
     parser.add_argument(
@@ -117,6 +124,7 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
         "resume": args.resume,
         "force": args.force,
         "checkpoint_every": args.checkpoint_every,
+        "keep_every": args.keep_every,
         "accumulate": args.accumulate,
         "precision": args.precision,
         "compile": args.compile,

@@ -23,6 +23,8 @@ from distill_rt.core.errors import ArtifactError
 from distill_rt.core.optional import require
 
 TOKENIZER_FILE = "tokenizer.json"
+UNKNOWN, START, END = "<|unknown|>", "<|startoftext|>", "<|endoftext|>"
+"""Tokens 0, 1 and 2 of `word_tokenizer`; the last one is also what shorter prompts are padded with."""
 KEPT_PROMPTS = 1024
 
 
@@ -93,6 +95,31 @@ class Tokenizer:
                 f"{self._condition.vocab_size}",
             )
         return ids, _cut(prompt, encoding)
+
+
+def word_tokenizer(words: Sequence[str]) -> str:
+    """A ``tokenizer.json`` that knows these words and signs, in lower case, and nothing else.
+
+    Raises:
+        TargetError: the package is not installed.
+    """
+    tokenizers = require("tokenizers", extra="text")
+    vocabulary = {word: index for index, word in enumerate((UNKNOWN, START, END, *words))}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    made.normalizer = tokenizers.normalizers.Lowercase()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, 1), (END, 2)]
+    )
+    made.enable_padding(pad_id=2, pad_token=END)
+    text: str = made.to_str()
+    return text
+
+
+def word_condition(words: Sequence[str], *, num_tokens: int, width: int) -> Condition:
+    """The condition that `word_tokenizer` makes tokens for."""
+    null = (1, *[2] * (num_tokens - 1))
+    return Condition(kind="text", num_tokens=num_tokens, vocab_size=3 + len(words), width=width, null_tokens=null)
 
 
 def _cut(prompt: str, encoding: Any) -> str:

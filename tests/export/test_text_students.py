@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,10 +25,16 @@ from distill_rt.cli.main import main
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.noise import unit_noise
 from distill_rt.core.spec import StudentSpec
+from distill_rt.core.tokenizer import Tokenizer
 from distill_rt.export import compile_bundle, export_student
 from distill_rt.export.bundle import open_bundle
 from distill_rt.export.golden import load_golden
 from distill_rt.export.onnx_graph import export_component
+from distill_rt.export.quantize.calibration import FIRST_SEED as CALIBRATION_SEED
+from distill_rt.export.quantize.calibration import PROMPTS as CALIBRATION_PROMPTS
+from distill_rt.export.quantize.calibration import calibration_inputs
+from distill_rt.export.quantize.networks import OpenVINOQuantizer
+from distill_rt.export.trajectory import run_components
 from distill_rt.models import load_student
 from distill_rt.runtime import Pipeline, StepUpdate
 from distill_rt.runtime.images import read_text
@@ -214,6 +221,41 @@ def test_the_bundle_holds_real_prompts(bundle: Path, spec: StudentSpec) -> None:
     }
     assert all(run.tokens is not None and run.images.shape == (2, 3, 16, 16) for run in golden.trajectories)
     assert len({tuple(run.tokens.ravel()) for run in golden.trajectories if run.tokens is not None}) > 1
+
+
+def test_int8_calibrates_the_decoder_on_the_students_own_latents(
+    bundle: Path, spec: StudentSpec, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf")
+    opened = open_bundle(bundle)
+    rows = calibration_inputs(opened)
+    assert set(rows) == {"network0", "decoder"}
+    latents = rows["decoder"]["latent"]
+    assert latents.shape[1:] == LATENT
+    assert len(latents) >= 16
+    # Latents of real trajectories: the first plan's, made again without a decoder.
+    sessions = {
+        name: onnxruntime.InferenceSession(str(bundle / component.file))
+        for name, component in opened.body.components.items()
+    }
+    per_scale = len(latents) // len(spec.steps) // 3
+    scales = [spec.guidance.min, spec.guidance.default, spec.guidance.max]
+    tokens = Tokenizer(bundle / "tokenizer.json", spec.condition)(CALIBRATION_PROMPTS).ids
+    indices = np.arange(per_scale * 3)
+    want = run_components(
+        dataclasses.replace(spec, decoder=None),
+        lambda name, inputs: sessions[name].run(None, dict(inputs))[0],
+        steps=spec.steps[0],
+        guidance=np.repeat(np.asarray(scales, np.float32), per_scale),
+        seeds=[CALIBRATION_SEED + int(i) for i in indices],
+        tokens=tokens[indices % len(tokens)],
+    )
+    np.testing.assert_allclose(latents[: len(want)], want, rtol=1e-3, atol=1e-4)
+    quantizer = OpenVINOQuantizer(opened, lambda *_: None)
+    source = bundle / opened.body.components["decoder"].file
+    assert quantizer.graph("text_encoder", source, tmp_path / "text.onnx") == source
+    assert quantizer.graph("decoder", source, tmp_path / "decoder.onnx") == tmp_path / "decoder.xml"
+    assert quantizer.reports["decoder"]["rows"] == len(latents)
 
 
 @pytest.mark.parametrize(

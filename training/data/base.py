@@ -1,6 +1,7 @@
 """What data are to a trainer: batches of images in [-1, 1], decided by the draws alone.
 
-Legend: B samples of a batch, N of a data set, C channels, H rows, W columns.
+Legend: B samples of a batch, N of a data set, C channels, H rows, W columns, L tokens,
+D elements of one token's embedding.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from distill_rt.training.draws import Draws, Purpose
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """x0 (B, C, H, W) in [-1, 1] (or unit scale for toy data); label (B,) int64, captions (B,); None where there are none."""
+    """x0 (B, C, H, W) in [-1, 1] (or unit scale for toy data); label (B,) int64, captions (B,) and their embeddings (B, L, D).
+
+    None where there are none.
+    """
 
     x0_BCHW: Tensor
     label_B: Tensor | None
     captions_B: tuple[str, ...] | None = None
+    text_BLD: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         label_B = None if self.label_B is None else self.label_B.to(device)
-        return dataclasses.replace(self, x0_BCHW=self.x0_BCHW.to(device), label_B=label_B)
+        text_BLD = None if self.text_BLD is None else self.text_BLD.to(device)
+        return dataclasses.replace(self, x0_BCHW=self.x0_BCHW.to(device), label_B=label_B, text_BLD=text_BLD)
 
 
 class Dataset(Protocol):

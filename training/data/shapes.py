@@ -34,6 +34,14 @@ COLOURS = {
 NUMBERS = ("a", "two", "three", "four")
 QUARTERS = ("the top left", "the top right", "the bottom left", "the bottom right")
 
+WORDS = (
+    *NUMBERS,
+    *COLOURS,
+    *(form for kind in KINDS for form in (kind, f"{kind}{'es' if kind == 'cross' else 's'}")),
+    *("in", "the", "top", "bottom", "left", "right", "and", ","),
+)
+"""Everything that captions are made of."""
+
 NUM_TRAINING_SCENES = 1 << 30
 """Training draws from the scenes below; those from here on are never seen by it."""
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.bk_sdm import BlockRemoval
 from distill_rt.training.methods.boot import Boot
+from distill_rt.training.methods.catch_up import CatchUp
 from distill_rt.training.methods.consistency import Consistency
 from distill_rt.training.methods.consistency_training import ConsistencyTraining
 from distill_rt.training.methods.ctm import ConsistencyTrajectory
 from distill_rt.training.methods.denoising import Denoising
+from distill_rt.training.methods.dice import ConditionSharpening
 from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.methods.dmd2 import ImprovedDistributionMatching
 from distill_rt.training.methods.ect import EasyConsistencyTuning
 from distill_rt.training.methods.feature_kd import FeatureKD
+from distill_rt.training.methods.gits import ScheduleSearch
 from distill_rt.training.methods.guidance import GuidanceDistillation
 from distill_rt.training.methods.imm import InductiveMomentMatching
 from distill_rt.training.methods.kd import KnowledgeDistillation
 from distill_rt.training.methods.lcm import LatentConsistency
 from distill_rt.training.methods.pcm import PhasedConsistency
 from distill_rt.training.methods.progressive import Progressive
+from distill_rt.training.methods.rcfd import ClassifierFeatures
 from distill_rt.training.methods.rectified_flow import RectifiedFlow
 from distill_rt.training.methods.sfd import SimpleFastDistillation
 from distill_rt.training.methods.shortcut import Shortcut
@@ -33,6 +38,7 @@ METHODS: Mapping[str, type[Method]] = {
     for method in (
         KnowledgeDistillation,
         Progressive,
+        ClassifierFeatures,
         Tract,
         SimpleFastDistillation,
         RectifiedFlow,
@@ -45,13 +51,17 @@ METHODS: Mapping[str, type[Method]] = {
         EasyConsistencyTuning,
         ConsistencyTrajectory,
         Shortcut,
+        CatchUp,
         InductiveMomentMatching,
         DistributionMatching,
         ImprovedDistributionMatching,
         VariationalScore,
         ScoreIdentity,
         GuidanceDistillation,
+        ConditionSharpening,
+        ScheduleSearch,
         FeatureKD,
+        BlockRemoval,
     )
 }
 """What ``distill-rt distill METHOD`` offers."""
@@ -60,6 +70,10 @@ __all__ = [
     "Method",
     "Phase",
     "METHODS",
+    "BlockRemoval",
+    "ClassifierFeatures",
+    "CatchUp",
+    "ConditionSharpening",
     "Consistency",
     "ConsistencyTraining",
     "Denoising",
@@ -72,6 +86,7 @@ __all__ = [
     "Tract",
     "VariationalScore",
     "TrajectoryConsistency",
+    "ScheduleSearch",
     "ScoreIdentity",
     "Shortcut",
     "SimpleFastDistillation",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
-from distill_rt.training.data import Batch
+from distill_rt.training.data import Batch, Dataset
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.student import student_network
@@ -85,6 +85,16 @@ class Method(Protocol):
 
     def after_step(self, phase: Phase, step: int, networks: Networks) -> None:
         """Called after the update (averages that the method itself needs)."""
+        ...
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A `Method` whose contract depends on the teacher's network too. It may train nothing (no phases)."""
+
+    def searched(self, teacher: Teacher, dataset: Dataset, seed: int) -> Method:
+        """The method with what it found among its settings, so that everything that follows, the contract first of all, is a
+        function of the settings as it is for others. Called once, before the run; equal seeds must find equal settings."""
         ...
 
 

@@ -80,7 +80,7 @@ def signal(spec: StudentSpec, network: nn.Module, z_BCHW: Tensor, t_B: Tensor, c
     """y(z, t): the network with t as its time and the scalings of t = 1."""
     p, q, c_in = spec.parameterization.coefficients(spec.process.at(1.0))
     x = spec.process.init_scale() * z_BCHW
-    extra = [value for value in (conditions.label_B, conditions.w_B) if value is not None]
+    extra = [value for value in (conditions.label_B, conditions.text_BLD, conditions.w_B) if value is not None]
     y: Tensor = p * x + q * network(c_in * x, spec.process.model_time(t_B), *extra)
     return y
 

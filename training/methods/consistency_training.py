@@ -78,6 +78,6 @@ class ConsistencyTraining(OneStage):
         t_B, s_B, weight_B = ict_pair(spec.process, num_levels, draws)
         eps = draws.normal(spec.sample_shape)
         states = spec.process.add_noise(batch.x0_BCHW, eps, t_B), spec.process.add_noise(batch.x0_BCHW, eps, s_B)
-        conditions = Conditions(label_B=batch.label_B)
+        conditions = Conditions(label_B=batch.label_B, text_BLD=batch.text_BLD)
         x0, target = both_ends(spec, student, student, states, (t_B, s_B), conditions)
         return {"consistency_training": (weight_B * pseudo_huber(x0, target, self.huber)).mean()}

@@ -1,7 +1,8 @@
 """Teacher training: denoising with the condition dropped now and then, for classifier-free guidance.
 
-Regression of the raw output on the network's own target (v for v prediction: Salimans & Ho 2022, section 4), the label
-replaced by the null label with probability `drop` (Ho & Salimans 2022, algorithm 1), a running average of the weights.
+Regression of the raw output on the network's own target (v for v prediction: Salimans & Ho 2022, section 4), the condition
+replaced by the null label or the empty prompt with probability `drop` (Ho & Salimans 2022, algorithm 1), a running average of
+the weights.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from distill_rt.core.spec import StudentSpec
@@ -23,7 +25,7 @@ from distill_rt.training.predictor import Teacher
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Denoising:
-    """Args: steps: of training; drop: probability of training without the label; ema_decay: of the exported average."""
+    """Args: steps: of training; drop: probability of training without the condition; ema_decay: of the exported average."""
 
     name: ClassVar[str] = "denoising"
     follows_trajectory: ClassVar[bool] = True
@@ -64,6 +66,10 @@ class Denoising:
             null = spec.condition.null_label
             dropped = draws.uniform(Purpose.CONDITION_DROP) < self.drop
             inputs.append(batch.label_B if null is None else batch.label_B.masked_fill(dropped, null))
+        if batch.text_BLD is not None:
+            assert teacher.null_text_LD is not None
+            dropped = draws.uniform(Purpose.CONDITION_DROP) < self.drop
+            inputs.append(torch.where(dropped[:, None, None], teacher.null_text_LD, batch.text_BLD))
         target = spec.parameterization.target(x_t, batch.x0_BCHW, level)
         return {"denoising": squared_error(networks["student"](*inputs), target).mean()}
 

@@ -27,7 +27,7 @@ from distill_rt.core.table import StepTable
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.features import LOSSES, FeatureLoss, Hint, relative_error, tapped
-from distill_rt.training.methods.base import Networks, Phase
+from distill_rt.training.methods.base import Networks, Phase, check_setting
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.sampling import sample
 from distill_rt.training.smaller import Blocks, Smaller, smaller_network, smaller_spec
@@ -45,7 +45,8 @@ class FeatureKD:
         steps: the plan to keep; 0 keeps all of the teacher's.
         width: factor on all widths, in (0, 1]; by weight norm the strongest channels stay.
         blocks: ``all``, ``no-mid``, ``base`` (one residual block fewer a stage) or ``small`` (both).
-        features: what is compared at the ends of the stages: ``hint``, ``attention``, ``similarity`` or ``none``.
+        features: what is compared at the ends of the stages: ``hint``, ``attention``, ``similarity``, ``relational``
+            or ``none``.
         feature_weight: of the mean over stages; all terms are relative errors.
         states: where the networks are compared.
     """
@@ -66,8 +67,7 @@ class FeatureKD:
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.feature_weight < 0:
-            raise UsageError(f"feature_weight must be >= 0, got {self.feature_weight:g}", code="setting-invalid")
+        check_setting(self.feature_weight >= 0, f"feature_weight must be >= 0, got {self.feature_weight:g}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         if self.iterations < 1:
@@ -153,15 +153,21 @@ class Pair(nn.Module):
 
 
 def feature_kd_loss(
-    pair: Pair, teacher: nn.Module, inputs: Inputs, features: FeatureLoss, weight: float
+    pair: Pair, teacher: nn.Module, inputs: Inputs, features: FeatureLoss, weight: float, task: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Relative error of the output and, times `weight`, the mean over stages of the chosen feature loss."""
+    """Relative error of the output and, times `weight`, the mean over stages of the chosen feature loss.
+
+    Args:
+        task: what the output should be by the data, (B, C, H, W), for a third term.
+    """
     taps = {} if features == "none" else pair.taps
     with torch.no_grad(), tapped(teacher, set(taps.values())) as wanted:
         target = teacher(*inputs)
     with tapped(pair.student, taps) as given:
         output = pair.student(*inputs)
     losses = {"output": relative_error(output, target)}
+    if task is not None:
+        losses["task"] = relative_error(output, task)
     if taps:
         each = [LOSSES[features](pair.project(tap, given[tap]), wanted[of]) for tap, of in taps.items()]
         losses["features"] = weight * torch.stack(each).mean()
@@ -213,7 +219,13 @@ def noised_inputs(spec: StudentSpec, table: StepTable, batch: Batch, draws: Draw
     inputs = [c_in * x_t, time_B]
     if spec.uses_second_time:
         inputs.append(of_row([row.second_time or 0.0 for row in rows]))
+    return (*inputs, *drawn_conditions(spec, batch, draws))
+
+
+def drawn_conditions(spec: StudentSpec, batch: Batch, draws: Draws) -> Inputs:
+    """Conditions as inputs of the network: those of the batch, for cfg dropped in half of the images."""
     conditions: Conditions = draw_conditions(spec, batch, draws)
+    inputs = []
     if conditions.label_B is not None:
         drop_B = draws.uniform(Purpose.CONDITION_DROP) < (0.5 if spec.guidance.mode == "cfg" else 0.0)
         null = spec.condition.null_label

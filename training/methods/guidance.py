@@ -40,13 +40,7 @@ class GuidanceDistillation:
     ema_decay: float = 0.98
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
-        if teacher.guidance.mode != "cfg":
-            raise UsageError(
-                f"guidance distillation needs a teacher that is guided by two evaluations (cfg); "
-                f"{teacher.name!r} has guidance {teacher.guidance.mode!r}",
-                code="teacher-not-guided",
-                hint="use progressive or consistency, or another teacher",
-            )
+        require_two_evaluations(teacher)
         return sequence([("guidance", self.iterations, 0)])
 
     def learning_rate(self, phase: Phase, step: int) -> float:
@@ -82,6 +76,21 @@ def guidance_loss(student: nn.Module, teacher: Teacher, batch: Batch, draws: Dra
     target = teacher.x0(x_t, t_B, conditions)
     x0 = Predictor.of(teacher.spec, student).x0(x_t, t_B, conditions)
     return (truncated_snr(process.at(t_B)) * squared_error(x0, target)).mean()
+
+
+def require_two_evaluations(teacher: StudentSpec) -> None:
+    """There must be guidance to distil.
+
+    Raises:
+        UsageError: a teacher that one evaluation serves already.
+    """
+    if teacher.guidance.mode != "cfg":
+        raise UsageError(
+            f"guidance distillation needs a teacher that is guided by two evaluations (cfg); "
+            f"{teacher.name!r} has guidance {teacher.guidance.mode!r}",
+            code="teacher-not-guided",
+            hint="use progressive or consistency, or another teacher",
+        )
 
 
 def many_step_table(spec: StudentSpec, num_steps: int) -> StepTable:

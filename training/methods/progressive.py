@@ -99,7 +99,15 @@ class Progressive:
 
 
 def halving_loss(student: nn.Module, teacher: Teacher, num_steps: int, batch: Batch, draws: Draws) -> Tensor:
-    """``max(SNR, 1) |x0_student - x0_target|^2`` on the N-step grid (Salimans & Ho 2022, algorithm 2).
+    """``max(SNR, 1) |x0_student - x0_target|^2`` on the N-step grid (Salimans & Ho 2022, algorithm 2)."""
+    x0, target, weight_B = halving_pair(student, teacher, num_steps, batch, draws)
+    return (weight_B * squared_error(x0, target)).mean()
+
+
+def halving_pair(
+    student: nn.Module, teacher: Teacher, num_steps: int, batch: Batch, draws: Draws
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's x0 at a time of the N-step grid, the x0 that it should be, and the weight (B,) of their difference.
 
     The target is the x0 whose one DDIM jump t -> t - 1/N lands where the teacher's two half jumps land. In the last step
     the jump ends at clean data, where the landing point itself is that x0.
@@ -115,4 +123,4 @@ def halving_loss(student: nn.Module, teacher: Teacher, num_steps: int, batch: Ba
     inverted = inverse_ddim_target(x_t, x_s, process.at(t_B), process.at(s_B))
     target = torch.where((i_B == 1)[:, None, None, None], x0_middle, inverted)
     x0 = Predictor.of(teacher.spec, student).x0(x_t, t_B, conditions)
-    return (truncated_snr(process.at(t_B)) * squared_error(x0, target)).mean()
+    return x0, target, truncated_snr(process.at(t_B))

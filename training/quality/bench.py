@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill_rt.core.errors import UsageError
 from distill_rt.core.samplers.dpmpp_2m import dpmpp_2m
 from distill_rt.core.table import StepTable
 from distill_rt.models import Student
@@ -84,6 +85,12 @@ class QualityBench:
         guidance: float | None = None,
         seed: int = 0,
     ) -> None:
+        if teacher.spec.condition.kind == "text":
+            raise UsageError(
+                f"{teacher.path} reads prompts, which the quality protocol does not give",
+                code="quality-without-prompts",
+                hint="look at its images: export, compile and generate --prompt",
+            )
         self.teacher = Teacher(teacher.spec, teacher.networks[0])
         self.dataset = dataset
         self.num_samples = num_samples

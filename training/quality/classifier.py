@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill_rt.training.classifier import NUM_FEATURES, classifier_features
 from distill_rt.training.data import TensorDataset
 
 
@@ -36,17 +37,8 @@ def train_classifier(data: TensorDataset, *, seed: int = 12345, iterations: int 
         order = torch.randperm(len(data.x0_NCHW))
         train, held_out = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
         assert data.label_N is not None
-        channels, height, width = data.sample_shape
-        features = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * -(-height // 2) * -(-width // 2), 64),
-            nn.ReLU(),
-        )
-        head = nn.Sequential(nn.Dropout(0.3), nn.Linear(64, data.num_classes))
+        features = classifier_features(data.sample_shape)
+        head = nn.Sequential(nn.Dropout(0.3), nn.Linear(NUM_FEATURES, data.num_classes))
         model = nn.Sequential(features, head)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
         for _ in range(iterations):

@@ -35,6 +35,7 @@ class Recipe:
         dataset: name for `open_source`.
         method: how it is trained.
         minutes: of training on two shared cores of an AMD EPYC; None if nobody has measured it.
+        words: of the tokenizer, for a contract with prompts.
         figures: of students of this teacher; empty if nobody has measured one.
     """
 
@@ -42,6 +43,7 @@ class Recipe:
     dataset: str
     method: Method
     minutes: float | None = None
+    words: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
 
     def for_classes(self, num_classes: int) -> Recipe:

@@ -10,9 +10,14 @@ from distill_rt.core.prediction import Parameterization, Prediction
 from distill_rt.core.process import VPCosine
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
+from distill_rt.core.tokenizer import word_condition
 from distill_rt.training.data import Shapes
+from distill_rt.training.data.shapes import WORDS
 from distill_rt.training.methods.denoising import Denoising
 from distill_rt.training.recipes.base import Recipe
+
+NUM_TOKENS, TEXT_WIDTH = 24, 64
+"""L, the longest caption has 21 with its start and end; and D."""
 
 
 def shapes_teacher() -> Recipe:
@@ -21,6 +26,55 @@ def shapes_teacher() -> Recipe:
     condition = Condition(kind="label", num_classes=classes, null_label=classes)
     guidance = Guidance(mode="cfg", min=1.0, max=4.0, default=2.0)
     return _recipe("shapes-teacher", condition, guidance, num_labels=classes + 1)
+
+
+def shapes_text_teacher() -> Recipe:
+    """Captions say kind, colour, number and places. A text encoder of random weights, which stay as they are, gives every word
+    and place an embedding of its own; the UNet learns to read them by cross-attention."""
+    process, parameterization = VPCosine(), Parameterization(prediction=Prediction.V)
+    network = NetworkSpec(
+        kind="unet2d_condition",
+        config={
+            "sample_size": 32,
+            "in_channels": 3,
+            "out_channels": 3,
+            "block_out_channels": [32, 64, 96],
+            "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "cross_attention_dim": TEXT_WIDTH,
+            "attention_head_dim": 4,
+            "norm_num_groups": 8,
+        },
+    )
+    condition = word_condition(WORDS, num_tokens=NUM_TOKENS, width=TEXT_WIDTH)
+    encoder = NetworkSpec(
+        kind="clip_text",
+        config={
+            "vocab_size": condition.vocab_size,
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 2 * TEXT_WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": NUM_TOKENS,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+        },
+    )
+    spec = StudentSpec(
+        name="shapes-text-teacher",
+        sample_shape=Shapes.sample_shape,
+        process=process,
+        parameterization=parameterization,
+        condition=condition,
+        guidance=Guidance(mode="cfg", min=1.0, max=8.0, default=3.0),
+        plans={n: ddim(process, parameterization, [1.0 - i / n for i in range(n)]) for n in (4, 8, 16, 32, 64)},
+        default_steps=32,
+        networks=(network,),
+        text_encoder=encoder,
+    )
+    return Recipe(spec=spec, dataset="shapes", method=Denoising(steps=6000, batch_size=64), words=WORDS)
 
 
 def shapes_unlabelled_teacher() -> Recipe:

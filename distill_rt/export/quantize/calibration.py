@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distill_rt.core.errors import ArtifactError
 from distill_rt.core.noise import INITIAL_STREAM, unit_noise
 from distill_rt.core.optional import require
-from distill_rt.core.spec import TRAJECTORY, StudentSpec
+from distill_rt.core.spec import DECODER, TRAJECTORY, StudentSpec
 from distill_rt.core.tokenizer import Tokenizer
 from distill_rt.export.bundle import Bundle
 from distill_rt.export.progress import Progress, silent
@@ -54,10 +54,10 @@ PROMPTS = (
 
 
 def calibration_inputs(bundle: Bundle, progress: Progress = silent) -> dict[str, dict[str, Array]]:
-    """Inputs of every network of a bundle, met on its own trajectories in float32.
+    """Inputs of every network and of the decoder of a bundle, met on its own trajectories in float32.
 
     Returns:
-        Network component (``network0``) -> input name -> M rows, M at most `NUM_ROWS`.
+        Component (``network0``, ``decoder``) -> input name -> M rows, M at most `NUM_ROWS`.
 
     Raises:
         TargetError: ONNX Runtime is not installed.
@@ -65,12 +65,16 @@ def calibration_inputs(bundle: Bundle, progress: Progress = silent) -> dict[str,
     """
     spec = bundle.body.spec
     sessions = {name: _session(bundle.directory / component.file) for name, component in bundle.body.components.items()}
-    met: dict[str, list[dict[str, Array]]] = {name: [] for name in sessions if name.startswith("network")}
+    met: dict[str, list[dict[str, Array]]] = {
+        name: [] for name in sessions if name.startswith("network") or name == DECODER
+    }
 
     def evaluate(name: str, inputs: Mapping[str, Array]) -> Array:
         if name in met:
             met[name].append(dict(inputs))
         num_rows = len(next(iter(inputs.values())))
+        if name == DECODER:  # nobody looks at these images
+            return np.zeros((num_rows, *spec.image_shape), np.float32)
         # Row by row: a batch of large latents would need as much memory as all rows together.
         rows = [
             sessions[name].run(None, {key: value[i : i + 1] for key, value in inputs.items()})[0]
@@ -88,7 +92,7 @@ def calibration_inputs(bundle: Bundle, progress: Progress = silent) -> dict[str,
         progress("calibration inputs", done, len(spec.steps))
         indices = first + np.arange(per_scale * len(scales))
         run_components(
-            _without_decoder(spec),
+            spec,
             evaluate,
             steps=steps,
             guidance=np.repeat(np.asarray(scales, np.float32), per_scale),
@@ -155,13 +159,6 @@ def _labels(spec: StudentSpec, indices: Array) -> list[int] | None:
     if spec.condition.kind != "label":
         return None
     return [int(i) % spec.condition.num_classes for i in indices]
-
-
-def _without_decoder(spec: StudentSpec) -> StudentSpec:
-    """Networks are what is calibrated; pixels are of no use here."""
-    import dataclasses
-
-    return spec if spec.decoder is None else dataclasses.replace(spec, decoder=None)
 
 
 def _spread(name: str, calls: list[dict[str, Array]]) -> dict[str, Array]:

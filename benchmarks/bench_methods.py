@@ -1,0 +1,125 @@
+"""One training step of every method through our `Trainer`, against its networks' work alone: what the loop and the method cost.
+
+    pytest benchmarks/bench_methods.py --benchmark-json methods.json
+
+The floor is recorded from the method: every call of a network in one step, with its inputs and whether gradients flow into
+weights or inputs, played back in the same order, then one backward pass, gradient clipping and the optimiser. No draws, no
+schedule, no averages, no losses. Set OMP_NUM_THREADS to fix the threads of torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from bench_training import make_trainer
+from torch import Tensor, nn
+
+from distill_rt.training.draws import Draws
+from distill_rt.training.methods import METHODS
+from distill_rt.training.trainer import Trainer
+
+STEP = 12
+"""Every method's networks are busy in it: generators that move every second, third or fourth step do."""
+RECIPE = {"guidance": "grid25-labelled-teacher"}
+SKIPPED = {"feature_kd"}
+"""Needs a student, not a teacher."""
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    network: nn.Module
+    inputs: tuple[Tensor, ...]
+    has_gradient: bool
+    trains: bool
+    """Whether the weights take a gradient; else only the inputs do."""
+
+    def play(self) -> Tensor | None:
+        if not self.has_gradient:
+            with torch.no_grad():
+                self.network(*self.inputs)
+            return None
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(self.trains)
+        output: Tensor = self.network(*self.inputs)
+        return output.sum()
+
+
+@contextlib.contextmanager
+def recorded(trainer: Trainer) -> Iterator[list[NetworkCall]]:
+    """Every call of the teacher and of the method's networks inside."""
+    calls: list[NetworkCall] = []
+
+    def note(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        trains = any(parameter.requires_grad for parameter in network.parameters())
+        flows = any(value.requires_grad for value in inputs)
+        has_gradient = torch.is_grad_enabled() and (trains or flows)
+        copies = tuple(value.detach().clone().requires_grad_(value.requires_grad) for value in inputs)
+        calls.append(NetworkCall(network, copies, has_gradient, trains))
+
+    known = {id(trainer.teacher.network): trainer.teacher.network}
+    for network in trainer.state.networks.values():
+        # What trains together is a container that is never called itself.
+        for part in (network, *network.children()):
+            if type(part) is type(trainer.teacher.network):
+                known[id(part)] = part
+    handles = [network.register_forward_pre_hook(note) for network in known.values()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def floor_of(trainer: Trainer) -> Callable[[], float]:
+    phase = trainer.phases[-1]
+    network, optimizer = trainer.state.networks[phase.network].train(), trainer.state.optimizer
+    for earlier in trainer.phases:
+        trainer.method.begin(earlier, trainer.state.networks)
+    draws = Draws(0, STEP, trainer.method.batch_size)
+    with recorded(trainer) as calls:
+        trainer.method.losses(
+            phase, phase.start + STEP, trainer.state.networks, trainer.teacher, trainer.dataset.batch(draws), draws
+        )
+    assert any(call.has_gradient and call.trains for call in calls)
+    for group in optimizer.param_groups:
+        group["lr"] = trainer.method.learning_rate(phase, phase.start)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        outputs = [value for call in calls if (value := call.play()) is not None]
+        total = torch.stack(outputs).sum()
+        total.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        return total.item()
+
+    return step
+
+
+def trainer_step(trainer: Trainer) -> Callable[[], float]:
+    phase = trainer.phases[-1]
+    for earlier in trainer.phases:
+        trainer.method.begin(earlier, trainer.state.networks)
+    trainer._enter(phase)
+    trainer.state.step = phase.start + STEP
+    return lambda: trainer._step(phase, []).loss
+
+
+@pytest.mark.parametrize("variant", ["floor", "trainer"])
+@pytest.mark.parametrize("data", ["grid25", "digits"])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - SKIPPED))
+def test_method_step(benchmark: Any, name: str, data: str, variant: str) -> None:
+    recipe = RECIPE.get(name, f"{data}-teacher") if data == "grid25" else f"{data}-teacher"
+    benchmark.group = f"{name} step, {recipe}"
+    trainer = make_trainer(METHODS[name](), recipe)
+    step = trainer_step(trainer) if variant == "trainer" else floor_of(trainer)
+    assert math.isfinite(step())
+    assert math.isfinite(benchmark(step))
+    benchmark.extra_info["images_per_step"] = trainer.method.batch_size
+    benchmark.extra_info["torch_threads"] = torch.get_num_threads()

@@ -1,0 +1,44 @@
+"""Tables and pictures in docs/ are made of the committed results, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import quality_report
+import render_performance
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUALITY = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
+
+
+def test_the_quality_table_is_that_of_the_results(tmp_path: Path) -> None:
+    copy = tmp_path / "methods.md"
+    shutil.copyfile(ROOT / "docs/methods.md", copy)
+    quality_report.write_table(copy, QUALITY)
+    assert copy.read_text() == (ROOT / "docs/methods.md").read_text()
+
+
+def test_every_control_of_the_results_fails() -> None:
+    controls = [row for row in QUALITY if row["control"]]
+    assert len(controls) == 5 * sum(not row["control"] for row in QUALITY)
+    assert not [row["method"] for row in controls if row["passed"]]
+
+
+def test_the_plot_has_a_panel_for_every_method(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    quality_report.plot(tmp_path / "quality.svg", QUALITY)
+    picture = (tmp_path / "quality.svg").read_text()
+    for method in {row["method"] for row in QUALITY if not row["control"]}:
+        assert f"<!-- {method} -->" in picture
+
+
+def test_the_performance_page_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copytree(ROOT / "benchmarks/results", tmp_path / "benchmarks/results")
+    monkeypatch.setattr(render_performance, "ROOT", tmp_path)
+    render_performance.main()
+    assert (tmp_path / "docs/performance.md").read_text() == (ROOT / "docs/performance.md").read_text()

@@ -1,0 +1,107 @@
+"""What turns the captions of a batch into the embeddings that a network reads: a tokenizer and a frozen text encoder.
+
+Legend: B images, L tokens, D elements of one token's embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill_rt.core.condition import Condition
+from distill_rt.core.errors import UsageError
+from distill_rt.core.spec import StudentSpec
+from distill_rt.core.tokenizer import TOKENIZER_FILE, Tokenizer, word_tokenizer
+from distill_rt.models import build_text_encoder
+from distill_rt.training.data import Batch, Dataset
+from distill_rt.training.draws import Draws
+
+KEPT_CAPTIONS = 4096
+
+
+class TextSide:
+    """Captions to embeddings; the encoder does not train.
+
+    Every caption is encoded alone, so that its embedding does not depend on the batch, and remembered.
+
+    Args:
+        encoder: takes tokens int64 (B, L).
+        tokenizer: file, copied into the student.
+        unknown_token: what words that the tokenizer does not know become, None where it knows all of them.
+    """
+
+    def __init__(
+        self, condition: Condition, encoder: nn.Module, tokenizer: Path, *, unknown_token: int | None = None
+    ) -> None:
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._tokens = Tokenizer(tokenizer, condition)
+        self._unknown = unknown_token
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def null_LD(self) -> Tensor:
+        """Embedding of the empty prompt."""
+        return self._embedding("")
+
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """(B, L, D).
+
+        Raises:
+            UsageError: a word that the tokenizer does not know.
+        """
+        return torch.stack([self._embedding(caption) for caption in captions])
+
+    def _embedding(self, caption: str) -> Tensor:
+        if caption not in self._kept:
+            if len(self._kept) >= KEPT_CAPTIONS:
+                self._kept.pop(next(iter(self._kept)))
+            ids = torch.from_numpy(self._tokens([caption]).ids)
+            if self._unknown is not None and bool((ids == self._unknown).any()):
+                raise UsageError(
+                    f"the caption {caption!r:.80} has words that the recipe does not know",
+                    code="caption-words",
+                    hint="train on data whose captions the recipe was made for",
+                )
+            with torch.no_grad():
+                self._kept[caption] = self.encoder(ids)[0]
+        return self._kept[caption]
+
+
+@contextlib.contextmanager
+def fresh_text(spec: StudentSpec, words: Sequence[str], *, seed: int) -> Iterator[TextSide | None]:
+    """The text side of a new teacher: a tokenizer of these words and an encoder of random weights; None for other conditions.
+
+    Token embeddings have unit variance: a table that never trains must not be drowned by what is added to it.
+    """
+    if spec.text_encoder is None:
+        yield None
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed % 2**63)
+        encoder = build_text_encoder(spec.text_encoder)
+        nn.init.normal_(encoder.backbone.embeddings.token_embedding.weight, std=1.0)  # type: ignore[union-attr, arg-type]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / TOKENIZER_FILE
+        file.write_text(word_tokenizer(words))
+        yield TextSide(spec.condition, encoder, file, unknown_token=0)
+
+
+class EmbeddedCaptions:
+    """A data set with the embeddings of its captions."""
+
+    def __init__(self, dataset: Dataset, text: TextSide) -> None:
+        self._dataset, self._text = dataset, text
+        self.sample_shape, self.num_classes = dataset.sample_shape, dataset.num_classes
+        self.has_captions = dataset.has_captions
+
+    def batch(self, draws: Draws) -> Batch:
+        batch = self._dataset.batch(draws)
+        assert batch.captions_B is not None
+        return dataclasses.replace(batch, text_BLD=self._text.embed(batch.captions_B))
