@@ -20,6 +20,7 @@ from distill_rt.core.errors import ArtifactError
 from distill_rt.core.manifest import sha256_of
 
 FORMAT_VERSION = 1
+STATE = "state.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -94,25 +95,34 @@ def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
 def save_checkpoint(directory: Path, state: TrainState, config: Mapping[str, Any]) -> None:
     """Replace the checkpoint at `directory`; a reader sees the old one or the new one."""
     with publish(directory, force=True, ours="checkpoint.json") as partial:
-        write_file(partial / "state.safetensors", save(state.tensors()))
-        head = {
-            "format": "distill-rt/checkpoint",
-            "format_version": FORMAT_VERSION,
-            "step": state.step,
-            "config": dict(config),
-            "running": state.running,
-            "losses": state.losses,
-            "sha256": sha256_of(partial / "state.safetensors"),
-        }
-        write_file(partial / "checkpoint.json", json.dumps({**head, "digest": _digest(head)}, indent=1).encode())
+        write_file(partial / STATE, save(state.tensors()))
+        write_head(partial, state, config, {"sha256": sha256_of(partial / STATE)})
+
+
+def write_head(partial: Path, state: TrainState, config: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
+    """Write `checkpoint.json`: last, when what it vouches for is there.
+
+    Args:
+        digests: ``sha256`` of the file `STATE`, or ``shards``, which maps the files of a sharded run to theirs.
+    """
+    head = {
+        "format": "distill-rt/checkpoint",
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "config": dict(config),
+        "running": state.running,
+        "losses": state.losses,
+        **digests,
+    }
+    write_file(partial / "checkpoint.json", json.dumps({**head, "digest": _digest(head)}, indent=1).encode())
 
 
 def restore_tensors(directory: Path, state: TrainState) -> None:
     """Fill the networks and the optimiser of `state` from a checkpoint that `read_head` accepted."""
     try:
-        state.restore(load_file(directory / "state.safetensors"))
+        state.restore(load_file(directory / STATE))
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise _unusable(directory, " ".join(str(error).split())[:200]) from error
+        raise unusable(directory, " ".join(str(error).split())[:200]) from error
 
 
 def read_head(directory: Path, config: Mapping[str, Any]) -> Head:
@@ -131,12 +141,13 @@ def read_head(directory: Path, config: Mapping[str, Any]) -> Head:
             )
         if data.pop("digest", None) != _digest(data):
             raise ValueError("checkpoint.json has changed since it was written")
-        if sha256_of(directory / "state.safetensors") != data["sha256"]:
-            raise ValueError("state.safetensors has changed since it was written")
+        for name, digest in data.get("shards", {STATE: data.get("sha256")}).items():
+            if sha256_of(directory / name) != digest:
+                raise ValueError(f"{name} has changed since it was written")
     except OSError as error:
-        raise _unusable(directory, f"{error.filename}: {error.strerror}") from error
+        raise unusable(directory, f"{error.filename}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise _unusable(directory, str(error)) from error
+        raise unusable(directory, str(error)) from error
     _refuse_other(directory, data["config"], json.loads(json.dumps(dict(config))))
     losses = [(int(step), float(loss)) for step, loss in data["losses"]]
     return Head(step=data["step"], running=data["running"], losses=losses)
@@ -161,7 +172,7 @@ def _digest(head: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
-def _unusable(directory: Path, what: str) -> ArtifactError:
+def unusable(directory: Path, what: str) -> ArtifactError:
     return ArtifactError(
         f"the checkpoint {directory} cannot be used: {what}",
         code="checkpoint-damaged",

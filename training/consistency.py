@@ -63,7 +63,8 @@ def max_ratio_time(process: NoiseProcess) -> float:
 def grid_pair(num_levels: int, draws: Draws) -> PairOfTimes:
     """t on a uniform grid, s the next level down, weight 1."""
     i_B = draws.integers(1, num_levels + 1, Purpose.TIME)
-    return i_B / num_levels, (i_B - 1) / num_levels, torch.ones(len(i_B))
+    t_B = i_B / num_levels
+    return t_B, (i_B - 1) / num_levels, torch.ones_like(t_B)
 
 
 def ect_pair(process: NoiseProcess, exponent: int, draws: Draws) -> PairOfTimes:
@@ -88,7 +89,7 @@ def ict_pair(process: NoiseProcess, num_levels: int, draws: Draws) -> PairOfTime
     ``erf((log r_{i+1} - mean) / (sqrt(2) std)) - erf((log r_i - mean) / (sqrt(2) std))``.
     """
     low, high = MIN_RATIO ** (1 / 7), MAX_RATIO ** (1 / 7)
-    ratio_N = torch.linspace(low, high, num_levels, dtype=torch.float64) ** 7
+    ratio_N = torch.linspace(low, high, num_levels, dtype=torch.float64, device=draws.device) ** 7
     cumulative_N = torch.special.erf((ratio_N.log() - RATIO_LOG_MEAN) / (math.sqrt(2.0) * RATIO_LOG_STD))
     edges = (cumulative_N - cumulative_N[0]) / (cumulative_N[-1] - cumulative_N[0])
     i_B = torch.searchsorted(edges, draws.uniform(Purpose.TIME).double()).clamp(1, num_levels - 1)

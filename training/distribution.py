@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from distill_rt.core.spec import StudentSpec
@@ -76,4 +75,4 @@ def mean_distance(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 def generate(spec: StudentSpec, student: nn.Module, z_BCHW: Tensor, conditions: Conditions) -> Tensor:
     """The one-step generator's images: x0 at t = 1."""
     x = spec.process.init_scale() * z_BCHW
-    return Predictor.of(spec, student).x0(x, torch.ones(len(x)), conditions)
+    return Predictor.of(spec, student).x0(x, x.new_ones(len(x)), conditions)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill_rt.core.noise import EXTRA_STREAM_BASE, uniform_bits
 from distill_rt.kernels import unit_noise
+from distill_rt.training.device import CPU
 
 
 class Purpose(IntEnum):
@@ -42,34 +43,48 @@ class Draws:
         step: of the run, counted from 0.
         num_samples: batch size B.
         first_sample: index of the first sample in the global batch (for several processes).
+        device: where the numbers are handed out; they are the same everywhere.
     """
 
-    def __init__(self, seed: int, step: int, num_samples: int, *, first_sample: int = 0) -> None:
+    def __init__(
+        self, seed: int, step: int, num_samples: int, *, first_sample: int = 0, device: torch.device = CPU
+    ) -> None:
         samples = np.arange(first_sample, first_sample + num_samples, dtype=np.uint64)
         self.seeds: NDArray[np.uint64] = _mix(_mix(_mix(np.array([seed], np.uint64)) + np.uint64(step)) + samples)
         """One per sample, (B,): for the noise of the runtime's own tables, whose streams these draws never use."""
         self.num_samples = num_samples
+        self.device = device
         self._of = (seed, step, first_sample)
 
     def following(self) -> Draws:
         """The draws of the next step, for whoever prepares it."""
         seed, step, first_sample = self._of
-        return Draws(seed, step + 1, self.num_samples, first_sample=first_sample)
+        return Draws(seed, step + 1, self.num_samples, first_sample=first_sample, device=self.device)
+
+    def on(self, device: torch.device) -> Draws:
+        """The same numbers, handed out on a device."""
+        seed, step, first_sample = self._of
+        return Draws(seed, step, self.num_samples, first_sample=first_sample, device=device)
 
     def normal(self, shape: tuple[int, ...], purpose: Purpose = Purpose.NOISE) -> Tensor:
         """Unit normal numbers, shape (B, *shape)."""
-        return torch.from_numpy(unit_noise(self.seeds, shape, EXTRA_STREAM_BASE + purpose))
+        return self.table_noise(shape, EXTRA_STREAM_BASE + purpose)
+
+    def table_noise(self, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+        """The noise of the runtime's tables for `seeds`, shape (B, *shape): of the start (stream 0) or of a row (row + 1)."""
+        return torch.from_numpy(unit_noise(self.seeds, shape, stream)).to(self.device)
 
     def uniform(self, purpose: Purpose) -> Tensor:
         """Numbers in (0, 1), multiples of 2**-24 plus 2**-25, shape (B,)."""
         bits = self._bits(purpose)
-        return torch.from_numpy(((bits >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24))
+        unit = ((bits >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+        return torch.from_numpy(unit).to(self.device)
 
     def integers(self, low: int, high: int, purpose: Purpose) -> Tensor:
         """Integers low <= i < high, shape (B,), int64 (high - low below 2**31)."""
         bits = self._bits(purpose).astype(np.uint64)
         offset = (bits * np.uint64(high - low)) >> np.uint64(32)
-        return torch.from_numpy(offset.astype(np.int64) + low)
+        return torch.from_numpy(offset.astype(np.int64) + low).to(self.device)
 
     def _bits(self, purpose: Purpose) -> NDArray[np.uint32]:
         return uniform_bits(self.seeds, 1, EXTRA_STREAM_BASE + purpose)[:, 0]

@@ -16,13 +16,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill_rt.core.errors import UsageError
+from distill_rt.training.compiled import is_compiled
+
 FeatureLoss = Literal["none", "hint", "attention", "similarity", "relational"]
 
 
 @contextlib.contextmanager
 def tapped(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """While the context is open, a forward pass fills the dictionary with the named modules' outputs, (B, C, ...)."""
+    """While the context is open, a forward pass fills the dictionary with the named modules' outputs, (B, C, ...).
+
+    Raises:
+        UsageError: the network is compiled.
+    """
+    names = list(names)
     outputs: dict[str, Tensor] = {}
+    if names and is_compiled(network):
+        raise UsageError(
+            "features are read inside of a network, which a compiled one does not show",
+            code="setting-invalid",
+            hint="leave --compile out, or use --set features=none",
+        )
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -43,7 +43,7 @@ class StepRecord:
         loss, running: of this step, and its running average.
         losses: by name, before they are summed.
         gradient_norm: before clipping.
-        student: what would be exported now.
+        student: what would be exported now; None in a sharded run, where no process has all of it.
     """
 
     done: int
@@ -53,7 +53,7 @@ class StepRecord:
     losses: Mapping[str, Tensor]
     learning_rate: float
     gradient_norm: Tensor
-    student: nn.Module
+    student: nn.Module | None
 
 
 class Observer(Protocol):
@@ -143,7 +143,8 @@ class Journal:
         if record.done % self._options.every == 0:
             self._write_figures(record)
         if self._options.sample_every and record.done % self._options.sample_every == 0:
-            self._write_sheet(record)
+            assert record.student is not None, "sheets of sharded runs are refused"
+            self._write_sheet(record.done, record.student)
 
     def end(self) -> None:
         if self._board is not None:
@@ -169,24 +170,24 @@ class Journal:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, record.done)
 
-    def _write_sheet(self, record: StepRecord) -> None:
+    def _write_sheet(self, done: int, student: nn.Module) -> None:
         spec = self._spec
         classes = spec.condition.num_classes
-        was_training = record.student.training
+        was_training = student.training
         images = sample(
             spec,
-            [record.student.eval()],
+            [student.eval()],
             range(NUM_SAMPLES),
             table=spec.plans[spec.default_steps],
             labels=[i % classes for i in range(NUM_SAMPLES)] if classes else None,
         )
-        record.student.train(was_training)
-        path = self._options.directory / SAMPLES / f"step-{record.done:07d}.png"
+        student.train(was_training)
+        path = self._options.directory / SAMPLES / f"step-{done:07d}.png"
         sheet_HWC = _sheet(images)
         with resource_errors(path):
             Image.fromarray(sheet_HWC[..., 0] if sheet_HWC.shape[2] == 1 else sheet_HWC).save(path)
         if self._board is not None:
-            self._board.add_image("samples", sheet_HWC, record.done, dataformats="HWC")
+            self._board.add_image("samples", sheet_HWC, done, dataformats="HWC")
 
 
 def _sheet(images_BCHW: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -88,19 +88,19 @@ class PairCache(nn.Module):
             guidance=conditions.w_B,
         )
         # Every process keeps the pairs of all of them, so that each can draw any pair.
+        device = self.x0_NCHW.device
+        x0, seed_B = x0.to(device), torch.from_numpy(draws.seeds.view(np.int64)).to(device)
         made = gathered(x0)
         end = min(num_made + len(made), num_pairs)
         kept = slice(0, end - num_made)
-        self.seed_N[num_made:end] = gathered(torch.from_numpy(draws.seeds.view(np.int64)))[kept]
+        self.seed_N[num_made:end] = gathered(seed_B)[kept]
         self.x0_NCHW[num_made:end] = made[kept]
         if conditions.label_B is not None:
             self.label_N[num_made:end] = gathered(conditions.label_B)[kept]
         if conditions.w_B is not None:
             self.w_N[num_made:end] = gathered(conditions.w_B)[kept]
         self.count.fill_(end)
-        return Pairs(
-            z_BCHW=self._noise(torch.from_numpy(draws.seeds.view(np.int64))), x0_BCHW=x0, conditions=conditions
-        )
+        return Pairs(z_BCHW=self._noise(seed_B), x0_BCHW=x0, conditions=conditions)
 
     def _at(self, index_B: Tensor) -> Pairs:
         conditions = Conditions(
@@ -109,4 +109,5 @@ class PairCache(nn.Module):
         return Pairs(z_BCHW=self._noise(self.seed_N[index_B]), x0_BCHW=self.x0_NCHW[index_B], conditions=conditions)
 
     def _noise(self, seed_B: Tensor) -> Tensor:
-        return torch.from_numpy(unit_noise(seed_B.numpy().view(np.uint64), self.sample_shape))
+        noise = unit_noise(seed_B.cpu().numpy().view(np.uint64), self.sample_shape)
+        return torch.from_numpy(noise).to(seed_B.device)

@@ -14,11 +14,15 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from distill_rt.core.errors import UsageError
+from distill_rt.training.device import CPU
+
+Parallel = Literal["none", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +78,20 @@ def gathered(local_B: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def joined_processes() -> Iterator[Processes]:
+def joined_processes(device: torch.device = CPU) -> Iterator[Processes]:
     """The processes that torchrun started together, from its environment; one process without it.
 
-    They part when the run is over. A caller of several runs joins them itself, by `init_process_group`.
+    They part when the run is over. A caller of several runs joins them itself, by `init_process_group`. Tensors on the
+    processor go over gloo, those on a GPU over NCCL.
+
+    Args:
+        device: of this process.
 
     Raises:
         UsageError: torch was built without `torch.distributed`, or the environment says only half.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL uses the current one
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if distributed.is_available() and distributed.is_initialized():  # by the caller, whose it stays
         yield Processes(rank=distributed.get_rank(), count=distributed.get_world_size())
@@ -102,7 +112,7 @@ def joined_processes() -> Iterator[Processes]:
             code="no-distributed",
             hint="install a torch with torch.distributed, or start one process",
         )
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
     try:
         yield Processes(rank=distributed.get_rank(), count=count)
     finally:

@@ -27,6 +27,17 @@ class Conditions:
     w_B: Tensor | None = None
     second_time_B: Tensor | None = None
 
+    def to(self, device: torch.device) -> Conditions:
+        def moved(value_B: Tensor | None) -> Tensor | None:
+            return None if value_B is None else value_B.to(device)
+
+        return Conditions(
+            label_B=moved(self.label_B),
+            text_BLD=moved(self.text_BLD),
+            w_B=moved(self.w_B),
+            second_time_B=moved(self.second_time_B),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
@@ -69,6 +80,11 @@ class Teacher:
         self.null_text_LD = null_text_LD
         self.network = network.eval().requires_grad_(False)
         self.predictor = Predictor.of(spec, network)
+
+    def to(self, device: torch.device) -> None:
+        """Move network and embedding, in place."""
+        self.network.to(device)
+        self.null_text_LD = None if self.null_text_LD is None else self.null_text_LD.to(device)
 
     @property
     def process(self) -> NoiseProcess:

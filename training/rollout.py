@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from distill_rt.core.prediction import ddim_jump
-from distill_rt.kernels import unit_noise
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Conditions, Predictor
 
@@ -23,11 +22,11 @@ def renoised_state(
     Noise is that of the runtime's tables for the seeds of the draws: stream 0, then one stream a row.
     """
     process = predictor.process
-    x = process.init_scale(times[0]) * torch.from_numpy(unit_noise(draws.seeds, shape))
+    x = process.init_scale(times[0]) * draws.table_noise(shape)
     for row, (t, s) in enumerate(itertools.pairwise(times)):
-        x0 = predictor.x0(x, torch.full((len(x),), t), conditions)
-        z = torch.from_numpy(unit_noise(draws.seeds, shape, row + 1))
-        x = process.add_noise(x0, z, torch.full((len(x),), s))
+        x0 = predictor.x0(x, x.new_full((len(x),), t), conditions)
+        z = draws.table_noise(shape, row + 1)
+        x = process.add_noise(x0, z, x.new_full((len(x),), s))
     return x
 
 
@@ -37,9 +36,9 @@ def ddim_states(
 ) -> Tensor:
     """The states at all of `times` on the deterministic way down from the first (`ddim`), (N, B, C, H, W)."""
     process = predictor.process
-    states = [process.init_scale(times[0]) * torch.from_numpy(unit_noise(draws.seeds, shape))]
+    states = [process.init_scale(times[0]) * draws.table_noise(shape)]
     for t, s in itertools.pairwise(times):
         x = states[-1]
-        t_B, s_B = torch.full((len(x),), t), torch.full((len(x),), s)
+        t_B, s_B = x.new_full((len(x),), t), x.new_full((len(x),), s)
         states.append(ddim_jump(x, predictor.x0(x, t_B, conditions), process.at(t_B), process.at(s_B)))
     return torch.stack(states)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+import torch
 from torch import nn
 
 from distill_rt.core import codec
@@ -18,11 +19,12 @@ from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
+from distill_rt.training.device import DeviceChoice, choose_device
 from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.kept import MARK, KeptWeights, run_digest
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method, Searches
-from distill_rt.training.parallel import Processes, joined_processes
+from distill_rt.training.parallel import Parallel, Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
@@ -52,6 +54,16 @@ class RunOptions(TypedDict, total=False):
     """Parts that each process takes its share of a batch in (1): less memory, more time."""
     precision: Literal["fp32", "bf16"]
     """Of the networks' evaluations; weights stay float32 (``fp32``)."""
+    compile: bool
+    """Run the networks through torch.compile (False)."""
+    checkpoint_activations: bool
+    """Compute the inside of every block again in the backward pass (False): less memory, more time."""
+    ema_power: float | None
+    """gamma of a power-function average, instead of the method's own average (None)."""
+    parallel: Parallel
+    """Of several processes (``ddp``): all weights in each, ``fsdp`` a part of them in each; ``none`` is for one."""
+    device: DeviceChoice
+    """Where to compute; ``auto``, the default, is a GPU where torch sees one."""
     dry_run: bool
     """Check everything, hand back the frozen configuration, write nothing."""
     journal: JournalOptions | None
@@ -198,14 +210,16 @@ def _run(
     options: RunOptions,
 ) -> dict[str, Any]:
     """The run of this process: all of them refuse, draw and compute the same; the main one alone writes."""
-    with joined_processes() as processes:
+    device = choose_device(options.get("device", "auto"))
+    with joined_processes(device) as processes:
         return _run_as(
-            processes, method, teacher, source, out, text=text, teacher_digest=teacher_digest, options=options
+            processes, device, method, teacher, source, out, text=text, teacher_digest=teacher_digest, options=options
         )
 
 
 def _run_as(
     processes: Processes,
+    device: torch.device,
     method: Method,
     teacher: Teacher,
     source: Source,
@@ -239,8 +253,20 @@ def _run_as(
         "contract": codec.to_json(method.contract(teacher.spec)),
     } | ({"classes": list(source.class_names)} if source.class_names else {})
     accumulate, precision = options.get("accumulate", 1), options.get("precision", "fp32")
-    if (accumulate, precision) != (1, "fp32"):  # what does not change the bits is not named, so that digests stay
-        identity["loop"] = {"accumulate": accumulate, "precision": precision}
+    loop: dict[str, Any] = {}  # what does not change the bits is not named, so that digests stay
+    if (accumulate, precision) != (1, "fp32"):
+        loop |= {"accumulate": accumulate, "precision": precision}
+    if options.get("compile", False):
+        loop["compile"] = True
+    if options.get("ema_power") is not None:
+        loop["ema_power"] = options["ema_power"]
+    parallel = options.get("parallel", "ddp")
+    if parallel == "fsdp":
+        loop["parallel"] = parallel
+    if device.type != "cpu":
+        loop["device"] = device.type
+    if loop:
+        identity["loop"] = loop
     keep_every, kept = options.get("keep_every", 0), None
     if keep_every:
         kept = KeptWeights(directory=out.with_name(f"{out.name}.weights"), run=run_digest(identity), every=keep_every)
@@ -254,8 +280,14 @@ def _run_as(
         accumulate=accumulate,
         precision=precision,
         kept=kept,
+        compile=options.get("compile", False),
+        checkpoint_activations=options.get("checkpoint_activations", False),
+        ema_power=options.get("ema_power"),
+        parallel=parallel,
+        device=device,
     )
-    configuration = _configuration(config, teacher, out) | {"processes": processes.count}
+    configuration = _configuration(config, teacher, out) | {"processes": processes.count, "device": device.type}
+    _check_samples(options)
     journal = _open_journal(options, method.contract(teacher.spec), configuration)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
@@ -304,6 +336,16 @@ def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str
         "checkpoint_every": config.checkpoint_every,
         "max_gradient_norm": config.max_gradient_norm,
     }
+
+
+def _check_samples(options: RunOptions) -> None:
+    journal = options.get("journal")
+    if journal is not None and journal.sample_every and options.get("parallel") == "fsdp":
+        raise UsageError(
+            "no process of a sharded run has the whole student, so there are no sheets of samples",
+            code="samples-of-shards",
+            hint="leave --sample-every out, or use --parallel ddp",
+        )
 
 
 def _open_journal(options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any]) -> Journal | None:

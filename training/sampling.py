@@ -17,6 +17,7 @@ from distill_rt.core.guidance import combine_guidance
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable, run_table
 from distill_rt.kernels import unit_noise
+from distill_rt.training.device import device_of
 from distill_rt.training.predictor import Conditions
 
 
@@ -30,7 +31,7 @@ def sample(
     guidance: float | Tensor | None = None,
     batch_size: int = 500,
 ) -> Tensor:
-    """Run a table, shape (N, C, H, W) float32.
+    """Run a table, shape (N, C, H, W) float32, on the processor; the networks may be elsewhere, all in one place.
 
     Args:
         seeds: one per image.
@@ -53,9 +54,6 @@ def sample(
 
 
 @torch.no_grad()
-@torch.autocast(
-    "cpu", enabled=False
-)  # samples are float32, also those that are made while a network trains in bfloat16
 def _sample_batch(
     spec: StudentSpec,
     networks: Sequence[nn.Module],
@@ -63,9 +61,15 @@ def _sample_batch(
     table: StepTable,
     conditions: Conditions,
 ) -> Tensor:
+    device = device_of(networks[0])
+    conditions = conditions.to(device)
+
     def network(net_id: int, x: NDArray[np.float32], time: float, second_time: float | None) -> NDArray[np.float32]:
-        times = [torch.full((len(x),), time)] + ([] if second_time is None else [torch.full((len(x),), second_time)])
-        return raw_output(spec, networks[net_id], torch.from_numpy(x), times, conditions).numpy()
+        x_BCHW = torch.from_numpy(x).to(device)
+        times = [x_BCHW.new_full((len(x),), value) for value in (time, second_time) if value is not None]
+        # Samples are float32, also those that are made while a network trains in bfloat16.
+        with torch.autocast(device.type, enabled=False):
+            return raw_output(spec, networks[net_id], x_BCHW, times, conditions).cpu().numpy()
 
     z = unit_noise(seeds, spec.sample_shape)
     x = run_table(table, z, network, lambda stream: unit_noise(seeds, spec.sample_shape, stream), dtype=np.float32)
@@ -75,7 +79,7 @@ def _sample_batch(
 def raw_output(
     spec: StudentSpec, network: nn.Module, x_BCHW: Tensor, times: list[Tensor], conditions: Conditions
 ) -> Tensor:
-    """The network's raw output under the contract's guidance mode."""
+    """The network's raw output under the contract's guidance mode; after guidance by two evaluations, on the processor."""
     label_B, w_B = conditions.label_B, conditions.w_B
     labels = [] if label_B is None else [label_B]
     if spec.guidance.mode == "embedded":
@@ -88,5 +92,5 @@ def raw_output(
     assert spec.condition.null_label is not None
     both_labels = torch.cat([torch.full_like(label_B, spec.condition.null_label), label_B])
     both = network(torch.cat([x_BCHW, x_BCHW]), *[torch.cat([time, time]) for time in times], both_labels)
-    F_u, F_c = (half.numpy() for half in both.chunk(2))
-    return torch.from_numpy(combine_guidance(F_u, F_c, w_B.numpy(), rescale=spec.guidance.rescale))
+    F_u, F_c = (half.cpu().numpy() for half in both.chunk(2))
+    return torch.from_numpy(combine_guidance(F_u, F_c, w_B.cpu().numpy(), rescale=spec.guidance.rescale))

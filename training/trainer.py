@@ -18,15 +18,19 @@ from torch import Tensor, nn
 
 from distill_rt.core.errors import ResourceError, UsageError
 from distill_rt.core.spec import StudentSpec
+from distill_rt.training.blocks import recompute_in_backward
 from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
-from distill_rt.training.copies import average_into, frozen_copy, warmed_decay
+from distill_rt.training.compiled import compile_networks
+from distill_rt.training.copies import average_into, frozen_copy, power_decay, warmed_decay
 from distill_rt.training.data import Dataset
+from distill_rt.training.device import CPU
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.kept import KeptWeights
 from distill_rt.training.methods.base import Method, Phase, Searches
-from distill_rt.training.parallel import Processes
+from distill_rt.training.parallel import Parallel, Processes
 from distill_rt.training.predictor import Teacher
+from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
 
 Progress = Callable[[str, int, int, float], None]
 """Called as progress(phase name, steps done, steps in all, running loss)."""
@@ -45,6 +49,12 @@ class TrainConfig:
         accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
         kept: where to keep the student's weights along the last phase; None keeps none.
         precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
+        compile: run the networks through torch.compile.
+        checkpoint_activations: compute the inside of every block again in the backward pass instead of keeping it.
+        ema_power: gamma of the power-function average (`power_decay`), instead of the method's own average.
+        parallel: of several processes. ``ddp``: each holds all weights, gradients are averaged; ``fsdp``: each holds a part of
+            every weight (`sharding`); ``none``: there is one process.
+        device: where networks, averages, batches and draws are; data and random numbers are made on the processor.
 
     Raises:
         UsageError: a seed or a number of steps that is none, or a batch that does not divide.
@@ -59,6 +69,11 @@ class TrainConfig:
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     kept: KeptWeights | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
+    ema_power: float | None = None
+    parallel: Parallel = "ddp"
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -68,6 +83,20 @@ class TrainConfig:
             )
         if self.accumulate < 1:
             raise UsageError(f"accumulate must be at least 1, got {self.accumulate}", code="setting-invalid")
+        if self.ema_power is not None and not 0.0 <= self.ema_power < math.inf:
+            raise UsageError(f"ema_power must be a number >= 0, got {self.ema_power}", code="setting-invalid")
+        if self.kept is not None and self.parallel == "fsdp":
+            raise UsageError(
+                "no process of a sharded run has the whole student, so its weights are not kept along the way",
+                code="setting-invalid",
+                hint="leave --keep-every out, or use --parallel ddp",
+            )
+        if self.compile and self.parallel == "fsdp":
+            raise UsageError(
+                "sharded networks are not compiled here",
+                code="setting-invalid",
+                hint="choose --compile or --parallel fsdp",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +110,7 @@ class _Taken:
 
 
 class Trainer:
-    """Runs one method to its end; `run` returns the network to export and the losses for the record.
+    """Runs one method to its end; `run` returns the network to export, on the processor, and the losses for the record.
 
     Args:
         processes: this one among those that train together.
@@ -95,6 +124,12 @@ class Trainer:
     ) -> None:
         self.config = config
         self.processes = processes or Processes()
+        if config.parallel == "none" and self.processes.count > 1:
+            raise UsageError(
+                f"parallel=none is for one process, and there are {self.processes.count}",
+                code="parallel-invalid",
+                hint="use --parallel ddp or --parallel fsdp",
+            )
         self.dataset = dataset
         self.teacher = teacher
         self.method = config.method
@@ -102,10 +137,28 @@ class Trainer:
         self.num_steps = sum(phase.iterations for phase in self.phases)
         self.part_size = _part_size(self.method.batch_size, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
-        networks = self.method.networks(teacher)
+        networks = self.method.networks(teacher)  # made on the processor: the same initial weights for every device
+        for network in networks.values():
+            network.to(config.device)
+        teacher.to(config.device)
         self.processes.copy_from_main(networks.values())
-        average = frozen_copy(networks["student"]) if self.method.ema_decay else None
+        averaged = self.method.ema_decay > 0.0 or config.ema_power is not None
+        average = frozen_copy(networks["student"]) if averaged else None
+        if config.checkpoint_activations:
+            for network in networks.values():
+                recompute_in_backward(network)
+        self._whole = self._shard(networks, average) if config.parallel == "fsdp" else None
+        if config.compile:
+            compile_networks([*networks.values(), teacher.network])
         self.state = TrainState(step=0, networks=networks, average=average, optimizer=_optimizer(networks["student"]))
+
+    def _shard(self, networks: Mapping[str, nn.Module], average: nn.Module | None) -> nn.Module:
+        """Shard everything that trains, in place; returns the copy that the result is gathered into."""
+        check_shardable(networks, self.phases, self.processes)
+        result = frozen_copy(networks["student"]).to(CPU)
+        for network in [*networks.values(), *([] if average is None else [average])]:
+            shard(network, self.config.device)
+        return result
 
     def run(
         self, *, resume: bool = False, progress: Progress | None = None, observer: Observer | None = None
@@ -154,12 +207,19 @@ class Trainer:
             signal.raise_signal(received[0] if received else signal.SIGTERM)
             raise KeyboardInterrupt  # where the handler does nothing, the caller still learns of it
         exported = self._exported()
+        if self.config.compile:
+            exported = frozen_copy(exported)  # a copy is not compiled
         if not all(bool(torch.isfinite(value).all()) for value in exported.parameters()):
             raise self._diverged("the weights after the last step are not finite")
-        return exported.eval().requires_grad_(False), state.losses
+        return exported.eval().requires_grad_(False).to(CPU), state.losses
 
     def _exported(self) -> nn.Module:
-        return self.state.average if self.state.average is not None else self.state.networks["student"]
+        """What would be exported now; of a sharded run every process must ask."""
+        exported = self.state.average if self.state.average is not None else self.state.networks["student"]
+        if self._whole is None:
+            return exported
+        gather_into(self._whole, exported)
+        return self._whole
 
     def _record(self, phase: Phase, taken: _Taken) -> StepRecord:
         assert self.state.running is not None
@@ -171,14 +231,19 @@ class Trainer:
             losses=taken.losses,
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             gradient_norm=taken.gradient_norm,
-            student=self._exported(),
+            student=self._exported() if self._whole is None else None,
         )
 
     def _restore(self, checkpoint: Path) -> None:
         head = read_head(checkpoint, self.config.identity)
         # The optimiser of the last complete step, even where the next one begins a phase with a new optimiser.
         self._enter(self._phase(max(head.step - 1, 0)))
-        restore_tensors(checkpoint, self.state)
+        if self._whole is None:
+            restore_tensors(checkpoint, self.state)
+        else:
+            from distill_rt.training.sharded_checkpoint import restore_sharded
+
+            restore_sharded(checkpoint, self.state)
         self.state.step, self.state.running, self.state.losses = head.step, head.running, head.losses
 
     def _phase(self, step: int) -> Phase:
@@ -198,22 +263,29 @@ class Trainer:
         value, told = self.processes.mean([local, float(bool(received))])
         if not math.isfinite(value):
             raise self._diverged(f"the loss of step {step} ({phase.name}) is {value}")
-        self.processes.average_gradients(network.parameters())
+        if self._whole is None:
+            self.processes.average_gradients(network.parameters())  # sharded, the backward pass has done it
         for group in state.optimizer.param_groups:
             group["lr"] = self.method.learning_rate(phase, step)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm)
+        norm = whole(nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm))
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
         if state.average is not None:
-            average_into(state.average, state.networks["student"], warmed_decay(self.method.ema_decay, step))
+            average_into(state.average, state.networks["student"], self._decay(step))
         return _Taken(loss=value, losses=losses, gradient_norm=norm, stop=told > 0.0)
+
+    def _decay(self, step: int) -> float:
+        if self.config.ema_power is not None:
+            return power_decay(self.config.ema_power, step)
+        return warmed_decay(self.method.ema_decay, step)
 
     def _backward(self, phase: Phase, part: int) -> dict[str, Tensor]:
         """Add the gradients of one part of this process's share of the batch; returns its losses."""
         first = (self.processes.rank * self.config.accumulate + part) * self.part_size
         draws = Draws(self.config.seed, self.state.step, self.part_size, first_sample=first)
-        batch = self.dataset.batch(draws)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        device = self.config.device
+        batch, draws = self.dataset.batch(draws).to(device), draws.on(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.method.losses(phase, self.state.step, self.state.networks, self.teacher, batch, draws)
         (torch.stack(list(losses.values())).sum() / self.config.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -227,7 +299,13 @@ class Trainer:
             kept.keep(step, self.state.networks["student"])
 
     def _save(self) -> None:
-        if self.config.checkpoint is not None and self.processes.is_main:
+        if self.config.checkpoint is None:
+            return
+        if self._whole is not None:
+            from distill_rt.training.sharded_checkpoint import save_sharded  # torch may be built without it
+
+            save_sharded(self.config.checkpoint, self.state, self.config.identity, self.processes)
+        elif self.processes.is_main:
             save_checkpoint(self.config.checkpoint, self.state, self.config.identity)
 
     def _diverged(self, what: str) -> ResourceError:

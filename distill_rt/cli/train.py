@@ -63,6 +63,30 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' evaluations; weights stay fp32"
     )
+    parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute the inside of blocks again in the backward pass: less memory, more time",
+    )
+    parser.add_argument(
+        "--ema-power",
+        type=float,
+        metavar="GAMMA",
+        help="average the weights by a power function of time (6.94 is usual), not as the method does",
+    )
+    parser.add_argument(
+        "--parallel",
+        choices=("none", "ddp", "fsdp"),
+        default="ddp",
+        help="of several processes: ddp copies the weights, fsdp shards them (ddp; docs/training.md)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: a GPU if there is one)",
+    )
     parser.add_argument(
         "--journal", type=Path, metavar="DIR", help="write metrics.jsonl and config.json there (docs/training.md)"
     )
@@ -103,6 +127,11 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
         "keep_every": args.keep_every,
         "accumulate": args.accumulate,
         "precision": args.precision,
+        "compile": args.compile,
+        "checkpoint_activations": args.checkpoint_activations,
+        "ema_power": args.ema_power,
+        "parallel": args.parallel,
+        "device": args.device,
         "dry_run": args.dry_run,
         "progress": progress,
     }

@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from several_processes import assert_same, start, together, weights
 
 from distill_rt.core.errors import UsageError
 from distill_rt.models import load_student
 from distill_rt.training.run import distill, train
 
-RUN = """
-import json, os, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from distill_rt.training.run import distill, train
-
-jobs = json.loads(sys.argv[1])
-if len(jobs) > 1:
-    torch.distributed.init_process_group("gloo")
-for job in jobs:
-    job |= {key: Path(job[key]) for key in ("out", "teacher") if key in job}
-    die_at = job.pop("die_at", None)
-
-    def progress(phase, done, total, loss):
-        if done == die_at:
-            os._exit(9)
-
-    if "teacher" in job:
-        distill(job.pop("method"), job.pop("teacher"), job.pop("out"), progress=progress, **job)
-    else:
-        train(job.pop("recipe"), job.pop("out"), progress=progress, **job)
-"""
 TEACHER = {"steps": "12", "batch_size": "16", "warmup": "2"}
 DISTILLED: dict[str, dict[str, str]] = {
     "progressive": {"guidance_iterations": "3", "stage_iterations": "3", "last_iterations": "3", "batch_size": "16"},
@@ -51,56 +23,6 @@ DISTILLED: dict[str, dict[str, str]] = {
     "kd": {"iterations": "6", "batch_size": "16", "num_pairs": "40"},
 }
 STEPS = {"kd": 1, "feature_kd": 4}
-
-
-def start(num_processes: int, *jobs: dict[str, Any]) -> list[subprocess.Popen[str]]:
-    """What torchrun does: processes that find each other by their environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
-    text = json.dumps(jobs, default=str)
-    return [
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", RUN, text],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-
-
-def together(num_processes: int, *jobs: dict[str, Any]) -> list[int]:
-    """Exit codes of the processes; when one dies the others are ended, as torchrun does."""
-    processes = start(num_processes, *jobs)
-    errors = []
-    try:
-        while any(process.poll() is None for process in processes):
-            if any(process.poll() not in (None, 0) for process in processes):
-                time.sleep(0.2)
-                for process in processes:
-                    process.kill()
-            time.sleep(0.05)
-    finally:
-        for process in processes:
-            process.kill()
-            errors.append(process.communicate()[1])
-    codes = [process.returncode for process in processes]
-    assert all(code == 0 for code in codes) or any("die_at" in job for job in jobs), "\n".join(errors)
-    return codes
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "network0.safetensors")
-
-
-def assert_same(a: Path, b: Path) -> None:
-    """Equal up to the rounding of a sum in another order, which Adam enlarges where a gradient is nearly zero."""
-    ours, theirs = (torch.cat([value.flatten() for _, value in sorted(weights(path).items())]) for path in (a, b))
-    assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
-    assert float((ours - theirs).abs().max()) < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +52,13 @@ def test_a_killed_process_changes_nothing(teacher, tmp_path):
     assert together(2, {**job, "out": tmp_path / "whole"}) == [0, 0]
     # Only the main process reports progress, so it is the one that dies here; the other one is ended.
     codes = together(2, {**job, "out": tmp_path / "killed", "die_at": 7})
-    assert codes[0] == 9
+    assert codes[0] == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
     assert (tmp_path / "killed.checkpoint").exists()
     assert together(2, {**job, "out": tmp_path / "killed", "resume": True}) == [0, 0]
     assert load_student(tmp_path / "killed").digest == load_student(tmp_path / "whole").digest
     # Going on with another number of processes gives the same run up to rounding.
-    assert together(2, {**job, "out": tmp_path / "one", "die_at": 7})[0] == 9
+    assert together(2, {**job, "out": tmp_path / "one", "die_at": 7})[0] == -signal.SIGKILL
     train(**job, out=tmp_path / "one", resume=True)  # type: ignore[arg-type]
     assert_same(tmp_path / "one", tmp_path / "whole")
 

@@ -6,9 +6,11 @@ D elements of one token's embedding.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from distill_rt.training.draws import Draws, Purpose
@@ -26,6 +28,11 @@ class Batch:
     captions_B: tuple[str, ...] | None = None
     text_BLD: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        label_B = None if self.label_B is None else self.label_B.to(device)
+        text_BLD = None if self.text_BLD is None else self.text_BLD.to(device)
+        return dataclasses.replace(self, x0_BCHW=self.x0_BCHW.to(device), label_B=label_B, text_BLD=text_BLD)
+
 
 class Dataset(Protocol):
     """What a trainer asks of data."""
@@ -42,7 +49,7 @@ class Dataset(Protocol):
     def has_captions(self) -> bool: ...
 
     def batch(self, draws: Draws) -> Batch:
-        """One batch of `draws.num_samples`, decided by the draws alone."""
+        """One batch of `draws.num_samples`, decided by the draws alone, on the processor."""
         ...
 
 

@@ -84,7 +84,7 @@ class ConditionSharpening(OneStage):
         spec, process = teacher.spec, teacher.process
         t_B = draws.uniform(Purpose.TIME)
         x_t = process.add_noise(batch.x0_BCHW, draws.normal(spec.sample_shape), t_B)
-        w_B = torch.full((len(t_B),), self.scale(spec))
+        w_B = t_B.new_full((len(t_B),), self.scale(spec))
         wanted = teacher.x0(x_t, t_B, Conditions(label_B=batch.label_B, w_B=w_B))
         sharpened = UnderLabels(teacher.network, networks["sharpener"]())
         x0 = Predictor.of(spec, sharpened).x0(x_t, t_B, Conditions(label_B=batch.label_B))
@@ -122,7 +122,7 @@ class Sharpener(nn.Module):
         """c' of every label, (N, E)."""
         null_NE = self.table_NE[self.null].expand_as(self.table_NE)
         moved_NE = self.layers(torch.cat([self.table_NE, null_NE], dim=1))
-        keeps_N = torch.arange(len(self.table_NE)) == self.null
+        keeps_N = torch.arange(len(self.table_NE), device=self.table_NE.device) == self.null
         sharpened: Tensor = self.table_NE + moved_NE.masked_fill(keeps_N[:, None], 0.0)
         return sharpened
 

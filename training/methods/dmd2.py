@@ -10,7 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from distill_rt.core.spec import StudentSpec
@@ -59,7 +58,7 @@ class ImprovedDistributionMatching(DistributionMatching):
         exit_row = step // self.score_steps % self.steps
         times = uniform_times(self.steps)
         x = renoised_state(predictor, spec.sample_shape, times[: exit_row + 1], conditions, draws)
-        images = predictor.x0(x, torch.full((len(x),), times[exit_row]), conditions)
+        images = predictor.x0(x, x.new_full((len(x),), times[exit_row]), conditions)
         losses = {"score": score_loss(spec, both.score, images, conditions, draws)}
         if step % self.score_steps == 0:
             losses["matching"] = self.matching(teacher, both.score, images, conditions, draws)

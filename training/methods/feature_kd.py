@@ -208,13 +208,17 @@ def noised_inputs(spec: StudentSpec, table: StepTable, batch: Batch, draws: Draw
     """Noised data at times of the table, one per image; for cfg the condition is dropped in half of the images."""
     rows = [row for row in table.rows if row.calls_network]
     index_B = draws.integers(0, len(rows), Purpose.TIME)
-    time_B = torch.tensor([row.time for row in rows])[index_B]
-    c_in = torch.tensor([row.c_in for row in rows])[index_B][:, None, None, None]
+
+    def of_row(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=draws.device)[index_B]
+
+    time_B = of_row([row.time for row in rows])
+    c_in = of_row([row.c_in for row in rows])[:, None, None, None]
     t_B = spec.process.t_from_model_time(time_B)
     x_t = spec.process.add_noise(batch.x0_BCHW, draws.normal(spec.sample_shape), t_B)
     inputs = [c_in * x_t, time_B]
     if spec.uses_second_time:
-        inputs.append(torch.tensor([row.second_time or 0.0 for row in rows])[index_B])
+        inputs.append(of_row([row.second_time or 0.0 for row in rows]))
     return (*inputs, *drawn_conditions(spec, batch, draws))
 
 

@@ -10,7 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from distill_rt.core.samplers.consistency import one_step
@@ -61,6 +60,6 @@ class KnowledgeDistillation(OneStage):
         assert isinstance(cache, PairCache)
         table = dpmpp_2m(spec.process, spec.parameterization, uniform_times(self.teacher_steps))
         pairs = cache.next(spec, teacher.network, table, batch, draws)
-        t_B = torch.ones(len(pairs.z_BCHW))
+        t_B = pairs.z_BCHW.new_ones(len(pairs.z_BCHW))
         x0 = Predictor.of(spec, networks["student"]).x0(spec.process.init_scale() * pairs.z_BCHW, t_B, pairs.conditions)
         return {"kd": squared_error(x0, pairs.x0_BCHW).mean()}

@@ -12,7 +12,6 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from distill_rt.core.samplers.ddim import ddim
@@ -58,14 +57,14 @@ class SimpleFastDistillation(OneStage):
         conditions = draw_conditions(teacher.spec, batch, draws)
         student = Predictor.of(teacher.spec, networks["student"])
         x = process.init_scale() * draws.normal(teacher.spec.sample_shape)
-        total = torch.zeros(len(x))
+        total = x.new_zeros(len(x))
         for t, s in itertools.pairwise([*uniform_times(self.steps), 0.0]):
             wanted = x
             fine = [t + (s - t) * k / self.teacher_steps for k in range(self.teacher_steps + 1)]
             for a, b in itertools.pairwise(fine):
-                a_B, b_B = torch.full((len(x),), a), torch.full((len(x),), b)
+                a_B, b_B = x.new_full((len(x),), a), x.new_full((len(x),), b)
                 wanted = teacher.step(wanted, a_B, b_B, conditions, order=2)
-            t_B, s_B = torch.full((len(x),), t), torch.full((len(x),), s)
+            t_B, s_B = x.new_full((len(x),), t), x.new_full((len(x),), s)
             reached = jump(process, x, student.x0(x, t_B, conditions), t_B, s_B)
             total = total + pseudo_huber(reached, wanted, self.huber)
             x = reached.detach()
