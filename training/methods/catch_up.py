@@ -45,10 +45,10 @@ class CatchUp(OneStage):
     name: ClassVar[str] = "catch_up"
 
     steps: int = 4
-    longest: float = 0.0625
+    longest: float = 0.125
     lengths: Literal["uniform", "fixed"] = "uniform"
     weight: float = 0.0
-    target_decay: float = 0.9
+    target_decay: float = 0.5
     iterations: int = 2500
 
     def __post_init__(self) -> None:

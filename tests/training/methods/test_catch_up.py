@@ -76,7 +76,7 @@ def test_looking_half_a_step_ahead_brings_few_steps_near_the_flow(teacher, steps
 
 def test_the_start_is_the_teacher_and_the_slow_copy_is_slow(teacher):
     method = CatchUp(steps=2, target_decay=0.75)
-    assert method.share() == pytest.approx(8.0 / 9.0)
+    assert method.share() == pytest.approx(4.0 / 5.0)
     student = start_at(AffineOfTime(3), denoiser)
     networks = {"student": student, "target": frozen_copy(student)}
     (phase,) = method.phases(teacher.spec)
