@@ -112,7 +112,10 @@ OFFERS = (
     Offer(method="ladd", students=ALL),
 )
 """Methods in the order of their files' families; the same students on both data sets."""
-DIGITS_ITERATIONS: dict[str, dict[str, str]] = {}
+DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+    "tdm": {"iterations": "500"},
+    "ladd": {"iterations": "400", "num_pairs": "2048"},
+}
 """Settings of a method on digits."""
 RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
