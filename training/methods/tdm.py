@@ -6,7 +6,7 @@ trained at the states that its own sampler visits; one jump takes the gradient.
 
 Every jump has a distribution of its own. Two laws keep them apart in the score network:
 
-* ``interval``: r between s and t only, so that the level names the jump (the paper's own).
+* ``interval``: r between s and t only, so that the level names the jump.
 * ``above``: r anywhere above s; the score network is told s by the second-time input of our networks.
 
 The score is learned from the transition itself: with x_r = k x_s + a z, the x0 whose score is that of q(x_r | x_s) is
