@@ -144,6 +144,8 @@ DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
     "meanflow": {"iterations": "700"},
     "scm": {"iterations": "500"},
     "rcm": {"iterations": "350"},
+    "tdm": {"iterations": "500"},
+    "ladd": {"iterations": "400", "num_pairs": "2048"},
 }
 """Settings of a method on digits."""
 RUNS = (

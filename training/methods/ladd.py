@@ -107,7 +107,7 @@ class LatentAdversarial(OneStage):
         pairs = cache.next(spec, teacher.network, table, batch, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
         row_B = torch.where(draws.uniform(Purpose.SECOND_TIME) < self.first_share, 0, row_B)
-        t_B = torch.tensor(uniform_times(self.steps))[row_B]
+        t_B = torch.tensor(uniform_times(self.steps), device=draws.device)[row_B]
         x_t = spec.process.add_noise(pairs.x0_BCHW, draws.normal(spec.sample_shape), t_B)
         with torch.set_grad_enabled(step % self.judge_steps == 0):
             made = Predictor.of(spec, both.student).x0(x_t, t_B, pairs.conditions)

@@ -6,7 +6,7 @@ trained at the states that its own sampler visits; one jump takes the gradient.
 
 Every jump has a distribution of its own. Two laws keep them apart in the score network:
 
-* ``interval``: r between s and t only, so that the level names the jump (the paper's own).
+* ``interval``: r between s and t only, so that the level names the jump.
 * ``above``: r anywhere above s; the score network is told s by the second-time input of our networks.
 
 The score is learned from the transition itself: with x_r = k x_s + a z, the x0 whose score is that of q(x_r | x_s) is
@@ -108,10 +108,11 @@ class TrajectoryDistributionMatching(OneStage):
 
     def land(self, spec: StudentSpec, student: nn.Module, conditions: Conditions, draws: Draws) -> Landing:
         """One jump of every image's path, all jumps equally often."""
-        predictor, times = Predictor.of(spec, student), torch.tensor([*uniform_times(self.steps), 0.0])
+        predictor = Predictor.of(spec, student)
+        times = torch.tensor([*uniform_times(self.steps), 0.0], device=draws.device)
         states = ddim_states(predictor, spec.sample_shape, times[:-1].tolist(), conditions, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
-        x_t, t_B, s_B = states[row_B, torch.arange(len(row_B))], times[row_B], times[row_B + 1]
+        x_t, t_B, s_B = states[row_B, torch.arange(len(row_B), device=row_B.device)], times[row_B], times[row_B + 1]
         x0 = predictor.x0(x_t, t_B, conditions)
         highest_B = t_B if self.levels == "interval" else torch.ones_like(t_B)
         return Landing(x_s=jump(spec.process, x_t, x0, t_B, s_B), x0=x0, s_B=s_B, highest_B=highest_B)
