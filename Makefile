@@ -1,7 +1,7 @@
 # make demo   trains, distils, exports, compiles, generates: the whole product on real data (minutes)
 # make test   the whole test suite            make check   lint, types, tests
 # make gpu-acceptance   everything that only a GPU can confirm (8 minutes)
-# make bench  the benchmarks                  make quality every method against its teacher (an hour)
+# make bench  the benchmarks                  make quality every method against its teacher (four hours on two cores)
 # make pareto smaller students, quality against latency (an hour)
 PYTHON ?= python3
 VENV   ?= .venv
