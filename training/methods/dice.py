@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import Guidance, StudentSpec
 from distill_rt.models.conditioned import ConditionedNetwork
 from distill_rt.training.data import Batch
@@ -51,6 +52,12 @@ class ConditionSharpening(OneStage):
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         require_two_evaluations(teacher)
+        if teacher.condition.kind != "label":
+            raise UsageError(
+                f"dice keeps what it learns in a table of labels, and {teacher.name!r} has condition {teacher.condition.kind!r}",
+                code="no-label-table",
+                hint="use guidance, which takes any guided teacher",
+            )
         if self.iterations < 1:
             return ()
         return (Phase(name=self.name, network="sharpener", start=0, iterations=self.iterations),)

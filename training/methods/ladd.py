@@ -93,9 +93,9 @@ class LatentAdversarial(OneStage):
         )
 
     def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
-        student = student_network(teacher, self.contract(teacher.spec))
+        student, pairs = student_network(teacher, self.contract(teacher.spec)), PairCache(teacher.spec, self.num_pairs)
         both = GeneratorAndDiscriminator(student, FeatureJudge(teacher))
-        return {"student": student, "both": both, "pairs": PairCache(teacher.spec, self.num_pairs)}
+        return {"student": student, "both": both, "pairs": pairs}
 
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
