@@ -45,9 +45,10 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def matching_time(draws: Draws) -> Tensor:
-    """Uniform in [MIN_TIME, MAX_TIME], (B,)."""
-    return MIN_TIME + (MAX_TIME - MIN_TIME) * draws.uniform(Purpose.TIME)
+def matching_time(draws: Draws, power: float = 1.0) -> Tensor:
+    """Between MIN_TIME and MAX_TIME, (B,): uniform, or with `power` above 1 more often near MIN_TIME, where the scores know the
+    fine structure of the images."""
+    return MIN_TIME + (MAX_TIME - MIN_TIME) * draws.uniform(Purpose.TIME) ** power
 
 
 def fake_x0(spec: StudentSpec, score: nn.Module, x_BCHW: Tensor, t_B: Tensor, conditions: Conditions) -> Tensor:

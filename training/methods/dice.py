@@ -54,7 +54,7 @@ class ConditionSharpening(OneStage):
         require_two_evaluations(teacher)
         if teacher.condition.kind != "label":
             raise UsageError(
-                f"dice keeps what it learns in a table of labels, and {teacher.name!r} has condition {teacher.condition.kind!r}",
+                f"dice keeps what it learns in a table of labels; {teacher.name!r} has condition {teacher.condition.kind!r}",
                 code="no-label-table",
                 hint="use guidance, which takes any guided teacher",
             )

@@ -46,6 +46,7 @@ class DistributionMatching(OneStage):
     Args:
         steps: 1.
         weighting: law of w.
+        level_power: above 1 the scores are compared at little noise more often (`matching_time`).
         score_steps: updates of the fake denoiser for every update of the generator.
         pairs_weight: of the regression on the teacher's pairs; 0 makes none.
         num_pairs, teacher_steps: how many pairs, and steps of DPM-Solver++(2M) that make them.
@@ -56,6 +57,7 @@ class DistributionMatching(OneStage):
 
     steps: int = 1
     weighting: Literal["dmd", "vsd", "diff_instruct"] = "dmd"
+    level_power: float = 1.0
     score_steps: int = 1
     pairs_weight: float = 0.25
     num_pairs: int = 8192
@@ -66,6 +68,7 @@ class DistributionMatching(OneStage):
     def __post_init__(self) -> None:
         check_setting(self.steps == 1, f"{self.name} makes students of one step, got steps={self.steps}")
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
+        check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
         check_setting(self.pairs_weight >= 0.0, f"pairs_weight must not be negative, got {self.pairs_weight:g}")
         check_setting(
             self.teacher_steps >= 1 and self.num_pairs >= 1,
@@ -113,7 +116,7 @@ class DistributionMatching(OneStage):
         self, teacher: Teacher, score: nn.Module, images: Tensor, conditions: Conditions, draws: Draws
     ) -> Tensor:
         """The generator's loss at a random time."""
-        process, t_B = teacher.process, matching_time(draws)
+        process, t_B = teacher.process, matching_time(draws, self.level_power)
         with torch.no_grad():
             x_t = process.add_noise(images, draws.normal(teacher.spec.sample_shape, Purpose.MATCHING_NOISE), t_B)
             real = teacher.x0(x_t, t_B, conditions)

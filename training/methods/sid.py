@@ -37,7 +37,7 @@ class ScoreIdentity(DistributionMatching):
     def matching(
         self, teacher: Teacher, score: nn.Module, images: Tensor, conditions: Conditions, draws: Draws
     ) -> Tensor:
-        t_B, spec = matching_time(draws), teacher.spec
+        t_B, spec = matching_time(draws, self.level_power), teacher.spec
         x_t = spec.process.add_noise(images, draws.normal(spec.sample_shape, Purpose.MATCHING_NOISE), t_B)
         real = teacher.x0_with_gradient(x_t, t_B, conditions)
         with frozen(score):

@@ -36,7 +36,7 @@ class TrajectoryConsistency(PhasedConsistency):
     name: ClassVar[str] = "tcd"
 
     segments: int = 4
-    gamma: float = 0.2
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
         PhasedConsistency.__post_init__(self)
