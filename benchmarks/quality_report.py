@@ -76,7 +76,7 @@ def plot(path: Path, rows: list[Row]) -> None:
         plt.Line2D([], [], color="grey", marker="x", linestyle="", label="below its bar"),  # type: ignore[attr-defined]
         plt.Line2D([], [], color="grey", linestyle=":", label="best naive baseline"),  # type: ignore[attr-defined]
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     figure.supxlabel("evaluations of the network", fontsize=9)
     figure.supylabel("c2st against the teacher (0.5: the same)", fontsize=9)
     figure.savefig(path, metadata={"Date": None})

@@ -27,8 +27,8 @@ class ScoreIdentity(DistributionMatching):
     alpha: float = 1.0
     weighting: Literal["dmd"] = "dmd"
     pairs_weight: float = 0.0
-    score_steps: int = 2
-    iterations: int = 4000
+    score_steps: int = 4
+    iterations: int = 8000
 
     def __post_init__(self) -> None:
         DistributionMatching.__post_init__(self)
