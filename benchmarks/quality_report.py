@@ -54,7 +54,7 @@ def plot(path: Path, rows: list[Row]) -> None:
     students = [row for row in rows if not row["control"]]
     panels = list(dict.fromkeys(row["method"] for row in students))
     datasets = list(dict.fromkeys(row["dataset"] for row in students))
-    colours = dict(zip(datasets, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(datasets, plt.get_cmap("tab10").colors, strict=False))
     num_rows = -(-len(panels) // COLUMNS)
     figure, axes = plt.subplots(
         num_rows, COLUMNS, figsize=(3.2 * COLUMNS, 1.9 * num_rows), sharey=True, squeeze=False, layout="constrained"
@@ -71,10 +71,10 @@ def plot(path: Path, rows: list[Row]) -> None:
         axis.minorticks_off()
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in datasets]  # type: ignore[attr-defined]
+    handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in datasets]
     handles += [
-        plt.Line2D([], [], color="grey", marker="x", linestyle="", label="below its bar"),  # type: ignore[attr-defined]
-        plt.Line2D([], [], color="grey", linestyle=":", label="best naive baseline"),  # type: ignore[attr-defined]
+        plt.Line2D([], [], color="grey", marker="x", linestyle="", label="below its bar"),
+        plt.Line2D([], [], color="grey", linestyle=":", label="best naive baseline"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     figure.supxlabel("evaluations of the network", fontsize=9)
