@@ -33,6 +33,10 @@ class DistillError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross processes (worker pools); the default would build them from their message alone."""
+        return _rebuilt, (type(self), self.message, self.code, self.hint, self.details)
+
     def to_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""
         return {
@@ -45,6 +49,10 @@ class DistillError(Exception):
             },
             "exit_code": self.exit_code,
         }
+
+
+def _rebuilt(kind: type[DistillError], message: str, code: str, hint: str, details: dict[str, Any]) -> DistillError:
+    return kind(message, code=code, hint=hint, details=details)
 
 
 class UsageError(DistillError):
