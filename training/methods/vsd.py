@@ -14,8 +14,8 @@ from distill_rt.training.methods.dmd import DistributionMatching
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariationalScore(DistributionMatching):
-    """Settings as in `DistributionMatching`. The paper's own weight is ``weighting=vsd`` at ``level_power=1``; the defaults keep
-    twice as many modes of a grid (docs/methods.md)."""
+    """Settings as in `DistributionMatching`. The paper's own weight is ``weighting=vsd`` at ``level_power=1``; the defaults
+    keep twice as many modes of a grid (docs/methods.md)."""
 
     name: ClassVar[str] = "vsd"
 
