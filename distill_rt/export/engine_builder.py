@@ -137,7 +137,10 @@ class EngineBuilder:
                         self.options,
                     )
                 except TargetError as error:
-                    raise with_node(error, graphs[name], str(self.target)) from error
+                    named = with_node(error, graphs[name], str(self.target))
+                    if named is error:
+                        raise
+                    raise named from error
                 components[name] |= {batch: Compiled(batch=batch, files=files) for batch in group}
         self.progress(f"compiling for {self.target}", len(jobs), len(jobs))
         return components
