@@ -1,4 +1,4 @@
-"""docs/performance.md from benchmarks/results/{c10,sdt}.json.
+"""docs/performance.md from benchmarks/results/{c10,sdt,load}.json.
 
 python benchmarks/render_performance.py
 """
@@ -28,20 +28,15 @@ multiplications count as speed.
 
 
 def section(result: Mapping[str, Any]) -> list[str]:
-    machine, rates = result["machine"], result["matmul_gflops"]
-    sets = ", ".join(machine["instruction_sets"])
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    load = machine["load_average"]
+    rates = result["matmul_gflops"]
     lines = [
         f"## {result['name'].upper()}: {result['about']}",
         "",
-        f"{machine['processor']}, {machine['cores']} cores ({sets}), {result['datetime'][:10]}; {versions}. "
-        f"{result['gflop_per_image']} GFLOP per image. Large matrix products: fp32 {rates['fp32']:.0f}, "
+        f"{_made_on(result)} {result['gflop_per_image']} GFLOP per image. Large matrix products: fp32 {rates['fp32']:.0f}, "
         f"bf16 {rates['bf16']:.0f} GFLOP/s, int8 {rates['int8']:.0f} GOP/s.",
         "",
+        *_warning(result),
     ]
-    if load > BUSY_LOAD:
-        lines += [f"**The machine did other work (load {load} on {machine['cores']} cores): read busy, not wall.**", ""]
     memory = any("peak_mb" in row for row in result["variants"].values())
     lines += [
         "| variant | wall ms | busy ms | share | PSNR dB |" + (" peak MB | first image s |" if memory else ""),
@@ -65,12 +60,55 @@ def section(result: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def load_section(result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"## {result['about']}",
+        "",
+        _made_on(result),
+        "",
+        *_warning(result),
+        "A process imports the package, verifies and loads the engine, runs it once to warm up, and generates an image.",
+        "**fused** is the same engine with OpenVINO's own choice of elementwise kernels. Medians; **call** is the time of a",
+        "call of the fused engine over that of ours, in turns: what the quick load costs.",
+        "",
+        "| precision | loaded s | first image s | busy s | fused: loaded s | first image s | busy s | call |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for precision, row in result["engines"].items():
+        seconds = (
+            f"{row[f'{who}_{key}_s']:.2f}" for who in ("ours", "fused") for key in ("load", "first_image", "busy")
+        )
+        call = row["call"]
+        lines.append(
+            f"| {precision} | {' | '.join(seconds)} | {call['ratio']:.2f} [{call['low']:.2f}, {call['high']:.2f}] |"
+        )
+    return [*lines, ""]
+
+
+def _made_on(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    sets = ", ".join(machine["instruction_sets"])
+    return f"{machine['processor']}, {machine['cores']} cores ({sets}), {result['datetime'][:10]}; {versions}."
+
+
+def _warning(result: Mapping[str, Any]) -> list[str]:
+    machine = result["machine"]
+    load = machine["load_average"]
+    if load <= BUSY_LOAD:
+        return []
+    return [f"**The machine did other work (load {load} on {machine['cores']} cores): read busy, not wall.**", ""]
+
+
 def main() -> None:
     lines = [HEAD]
     for name in RESULTS:
         path = ROOT / f"benchmarks/results/{name}.json"
         if path.is_file():
             lines += section(json.loads(path.read_text()))
+    load = ROOT / "benchmarks/results/load.json"
+    if load.is_file():
+        lines += load_section(json.loads(load.read_text()))
     (ROOT / "docs/performance.md").write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -9,7 +9,7 @@ Settings: a latency engine is one stream with all threads on one call; precision
 ignore, so it is pinned, and read back from the compiled model.
 
 bfloat16 has 8 bits: a time of 999 becomes 1000, and the sine of 999 * frequency becomes noise. So what is computed from
-scalars stays in float32 up to the first matrix product (`_keep_scalars_exact`).
+scalars stays in float32 up to the first matrix product (`keep_scalars_exact`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import mmap
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +25,7 @@ import numpy as np
 
 from distill_rt.backends import processor
 from distill_rt.backends.base import Array, CompileOptions, allocate
+from distill_rt.backends.openvino_graph import has_many_small_operations, keep_scalars_exact, store_half
 from distill_rt.backends.signal_stack import kept_signal_stack
 from distill_rt.core.artifacts import Component, Precision
 from distill_rt.core.errors import TargetError
@@ -33,13 +33,13 @@ from distill_rt.core.optional import installed, require
 from distill_rt.core.spec import TensorSpec
 
 DEVICE = "CPU"
-HALVED_ELEMENTS = 4096
-"""Constants with at least as many elements are stored as float16 in an engine that computes in bfloat16."""
-HALVED_RANGE = (1e-3, 65504.0)
-"""If their largest magnitude is in this range: float16 ends above it, and loses bits below 6e-5."""
 UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: (.+)")
 """How it names operators that it does not have: ``Det-21, MaxUnpool-21``."""
-GRAPH_RECIPE = 2
+MANY_KERNELS: Mapping[str, str] = {"SNIPPETS_MODE": "DISABLE"}
+"""A kernel for each elementwise operation. OpenVINO's generator of fused ones ("snippets") takes a millisecond for each while
+an engine loads, as much as everything else in a trajectory, and wins 1 to 4 % of a call where tensors stay in a cache
+(docs/performance.md). It fuses attention too, which pays where they do not. The blob holds the choice."""
+GRAPH_RECIPE = 3
 """Raise it when `OpenVINO.compile` starts to make another graph of the same file."""
 BF16_INSTRUCTION_SETS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
@@ -131,10 +131,13 @@ class OpenVINO:
             model = core.read_model(str(onnx_path))
             model.reshape({spec.name: list(spec.concrete(batch)) for spec in component.inputs})
             if _element_type(options.precision) != "f32":
-                model = _store_half(ov, core, model, out_dir)
-                _keep_scalars_exact(ov, model, component.inputs)
+                model = store_half(ov, core, model, out_dir)
+                keep_scalars_exact(ov, model, component.inputs)
+            settings = self.settings(options)
+            if has_many_small_operations(model):
+                settings |= dict(MANY_KERNELS)
             with kept_signal_stack():
-                compiled = core.compile_model(model, DEVICE, self.settings(options))
+                compiled = core.compile_model(model, DEVICE, settings)
                 blob = compiled.export_model()
         except RuntimeError as error:
             raise _refused("cannot compile", onnx_path, error) from error
@@ -200,63 +203,6 @@ class OpenVINOProgram:
     def run(self) -> None:
         self._request.start_async()
         self._request.wait()
-
-
-def _keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> None:
-    """Keep in float32 what is computed from per-image scalars (times, guidance) before the first matrix product, and in a
-    trajectory what is computed from its noise: the state, which step mode keeps in float32 between two calls.
-
-    OpenVINO leaves the tail of a graph in float32: everything between a result and the matrix products or convolutions
-    before it. So the last tensors of the exact part become results too. They are a few hundred numbers that nobody reads,
-    and the states.
-    """
-    heavy = {"MatMul", "Convolution", "ConvolutionBackpropData", "GroupConvolution", "Result"}
-    features = {}
-    pending = [
-        model.input(spec.name).get_node()
-        for spec in inputs
-        if spec.dtype == "float32" and (len(spec.shape) == 1 or spec.name.startswith("noise"))
-    ]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
-        for output in node.outputs():
-            consumers = [port.get_node() for port in output.get_target_inputs()]
-            if any(consumer.get_type_name() in heavy for consumer in consumers):
-                features[(node.get_friendly_name(), output.get_index())] = output
-            # The shape of the noise is not computed from its values: through it lies every reshaped tensor of the network.
-            pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy | {"ShapeOf"})
-    if features:
-        model.add_outputs(list(features.values()))
-
-
-def _store_half(ov: Any, core: Any, model: Any, out_dir: Path) -> Any:
-    """The model with large weights stored as float16: half the blob, half the memory behind a loaded engine, no slower.
-
-    They are rounded to bfloat16 anyway, which keeps 3 bits fewer. Small constants stay float32: frequencies of a time
-    embedding, whose rounding a time of 999 would multiply, and scales. So do weights outside of float16's range.
-    """
-    kept = {
-        node.get_friendly_name(): np.array(node.data)
-        for node in model.get_ops()
-        if node.get_type_name() == "Constant"
-        and node.get_element_type() == ov.Type.f32
-        and not (node.data.size >= HALVED_ELEMENTS and HALVED_RANGE[0] <= np.abs(node.data).max() <= HALVED_RANGE[1])
-    }
-    with tempfile.TemporaryDirectory(dir=out_dir) as directory:
-        file = Path(directory) / "half.xml"
-        ov.save_model(model, str(file), compress_to_fp16=True)
-        halved = core.read_model(str(file))  # its weights are mapped: they stay readable when the file is gone
-    for node in halved.get_ops():
-        # A compressed constant is a conversion with the name that the constant had.
-        if node.get_type_name() == "Convert" and node.get_friendly_name() in kept:
-            exact = ov.op.Constant(kept[node.get_friendly_name()])
-            exact.set_friendly_name(node.get_friendly_name())
-            node.output(0).replace(exact.output(0))
-    return halved
 
 
 def _element_type(precision: Precision) -> str:

@@ -24,6 +24,8 @@ DECISIVE = frozenset({
     "svei8mm", "sme", "sme2",
 })
 # fmt: on
+WIDE_SUMS = frozenset({"avx_vnni", "avx_vnni_int8", "avx512_vnni", "amx_int8"})
+"""Instruction sets of x86 that add int8 products up in 32 bits."""
 
 
 def identity() -> dict[str, Any]:
@@ -39,6 +41,12 @@ def instruction_sets() -> frozenset[str]:
     """Decisive instruction sets of the first processor; empty where the system does not list them."""
     fields = _first_processor()
     return DECISIVE & set((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def adds_products_in_16_bits() -> bool:
+    """Whether int8 products are added up in 16 bits, which saturate: x86 before VNNI (its `vpmaddubsw` adds two products
+    of at most 255 * 127 each). Weights of 7 bits keep the sum in range."""
+    return "avx" in instruction_sets() and not WIDE_SUMS & instruction_sets()
 
 
 def name() -> str:

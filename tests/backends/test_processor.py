@@ -33,6 +33,26 @@ def test_a_system_without_cpuinfo_has_no_list(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
+    ("features", "saturates"),
+    [
+        ("flags : avx avx2", True),
+        ("flags : avx avx2 avx512f avx512bw", True),
+        ("flags : avx avx2 avx512f avx512_vnni", False),
+        ("flags : avx avx2 avx_vnni", False),
+        ("Features : asimd asimddp", False),
+        ("", False),
+    ],
+)
+def test_int8_products_saturate_on_x86_without_vnni(
+    features: str, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(features + "\n")
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    assert processor.adds_products_in_16_bits() == saturates
+
+
+@pytest.mark.parametrize(
     ("siblings", "cpu_max", "expected"),
     [
         (["0,2", "1,3", "0,2", "1,3"], "max 100000", 2),  # four hyper-threads are two cores

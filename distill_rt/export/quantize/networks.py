@@ -18,7 +18,7 @@ from distill_rt.export.bundle import Bundle
 from distill_rt.export.progress import Progress
 from distill_rt.export.quantize.calibration import Array, calibration_digest, calibration_inputs, trajectory_rows
 from distill_rt.export.quantize.modelopt import Mode, quantization_settings, quantize_graph
-from distill_rt.export.quantize.nncf_int8 import quantize_for_openvino
+from distill_rt.export.quantize.nncf_int8 import quantize_for_openvino, usable_weight_bits
 
 REST: Precision = "fp16"
 """What is computed between the quantised products."""
@@ -81,7 +81,11 @@ class OpenVINOQuantizer:
         """What decides the result beside the bundle, for the fingerprint."""
         if not installed("nncf"):
             require("nncf", extra="int8")  # says what to install
-        return {"tool": f"nncf {metadata.version('nncf')}", "recipe": OPENVINO_RECIPE}
+        return {
+            "tool": f"nncf {metadata.version('nncf')}",
+            "recipe": OPENVINO_RECIPE,
+            "weight_bits": usable_weight_bits(),
+        }
 
     def graph(self, name: str, source: Path, destination: Path) -> Path:
         """The graph of a component with int8 convolutions and products, as OpenVINO's own format; or as it was."""
@@ -95,7 +99,9 @@ class OpenVINOQuantizer:
         samples = [{key: value[i : i + 1] for key, value in rows.items()} for i in range(num_rows)]
         self._progress("int8 scales")
         self.reports[name] = {"calibration": calibration_digest(rows), "rows": num_rows}
-        return quantize_for_openvino(source, component.inputs, samples, destination.with_suffix(".xml"))
+        return quantize_for_openvino(
+            source, component.inputs, samples, destination.with_suffix(".xml"), weight_bits=usable_weight_bits()
+        )
 
 
 def make_quantizer(

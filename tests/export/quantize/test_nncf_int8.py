@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import TensorSpec
-from distill_rt.export.quantize.nncf_int8 import quantize_for_openvino
+from distill_rt.export.quantize.nncf_int8 import WeightBits, quantize_for_openvino, usable_weight_bits
 
 pytest.importorskip("nncf")
 ov = pytest.importorskip("openvino")
@@ -84,7 +84,9 @@ def samples(num: int) -> list[dict[str, Array]]:
 
 @pytest.fixture(scope="module")
 def quantized(graph: Path) -> Path:
-    return quantize_for_openvino(graph, INPUTS, samples(8), graph.with_name("tiny.xml"))
+    return quantize_for_openvino(
+        graph, INPUTS, samples(8), graph.with_name("tiny.xml"), weight_bits=usable_weight_bits()
+    )
 
 
 def test_only_the_middle_is_quantized(quantized: Path) -> None:
@@ -95,6 +97,18 @@ def test_only_the_middle_is_quantized(quantized: Path) -> None:
         if node.get_type_name() in ("Convolution", "MatMul"):
             behind = node.input_value(0).get_node().get_type_name()
             assert (behind == "FakeQuantize") == (node.get_friendly_name() == "conv_middle"), node
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 64)])
+def test_weights_of_7_bits_cannot_overflow_sums_of_16(
+    graph: Path, tmp_path: Path, bits: WeightBits, largest: int
+) -> None:
+    model = ov.Core().read_model(
+        str(quantize_for_openvino(graph, INPUTS, samples(8), tmp_path / "tiny.xml", weight_bits=bits))
+    )
+    (weight,) = (node.data for node in model.get_ops() if node.get_element_type() == ov.Type.i8)
+    assert largest - 1 <= np.abs(weight.astype(int)).max() <= largest
+    assert (2 * 255 * largest < 2**15) == (bits == 7)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -128,6 +142,6 @@ def test_bad_samples_are_refused(graph: Path, tmp_path: Path, change: Any, code:
     given = samples(2)
     change(given)
     with pytest.raises(UsageError) as error:
-        quantize_for_openvino(graph, INPUTS, given, tmp_path / "out.xml")
+        quantize_for_openvino(graph, INPUTS, given, tmp_path / "out.xml", weight_bits=8)
     assert error.value.code == code
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,129 @@
+"""From a new process to its first image: C10's engines, whose compiled blobs lie on disk.
+
+    python benchmarks/bench_load.py --work DIRECTORY [--rounds 9]
+
+A process imports the package, verifies and loads the engine, runs it once to warm up, and generates an image. Beside it the
+same engine compiled with OpenVINO's own choice of elementwise kernels (`distill_rt.backends.openvino.MANY_KERNELS`), and
+one process in which both are called in turns: what the quick load costs. Precisions that the processor lacks are left out.
+Results go to benchmarks/results/load.json; benchmarks/render_performance.py shows them in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import reference_networks as networks
+from machine import describe, write_result
+from paired import alternate, psnr_db
+
+from distill_rt.backends import openvino
+from distill_rt.core.errors import TargetError
+from distill_rt.runtime import Pipeline
+
+NUM_THREADS = len(os.sched_getaffinity(0))
+RESULT = Path(__file__).resolve().parent / "results/load.json"
+MODE: Literal["trajectory"] = "trajectory"
+PRECISIONS = ("fp32", "bf16", "int8")
+SEED = 7
+MIN_PSNR_DB = 30.0
+FIRST_IMAGE = """
+import json, sys, time
+started = time.perf_counter()
+import distill_rt as drt
+pipeline = drt.load(sys.argv[1])
+loaded = time.perf_counter()
+pipeline.generate(seed=7)
+done = time.perf_counter()
+print(json.dumps({"load_s": loaded - started, "first_image_s": done - started, "busy_s": time.process_time()}))
+"""
+
+
+def build(work: Path, precision: str, *, fused: bool) -> Path | None:
+    """The engine, or None where the processor cannot compute in this precision; kept between runs."""
+    from distill_rt.export import compile_bundle, export_student
+
+    bundle, engine = work / "trajectory.bundle", work / f"trajectory.{precision}{'.fused' if fused else ''}.engine"
+    if not bundle.exists():
+        export_student(networks.write_c10(work / "student"), bundle, MODE)
+    if not engine.exists():
+        ours = openvino.MANY_KERNELS
+        openvino.MANY_KERNELS = {} if fused else ours
+        try:
+            compile_bundle(
+                bundle,
+                "openvino:cpu",
+                engine,
+                precision=precision,  # type: ignore[arg-type]
+                batches=[1],
+                num_threads=NUM_THREADS,
+                use_cache=False,
+            )
+        except TargetError as error:
+            if error.code != "precision-unsupported":
+                raise
+            return None
+        finally:
+            openvino.MANY_KERNELS = ours
+    return engine
+
+
+def first_image(engine: Path) -> dict[str, float]:
+    """Seconds in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", FIRST_IMAGE, engine], check=True, capture_output=True, text=True)
+    seconds: dict[str, float] = json.loads(done.stdout)
+    return seconds
+
+
+def measure(ours: Path, fused: Path, rounds: int) -> dict[str, Any]:
+    """Both engines in turns: median seconds to the first image, and the ratio of a call's time."""
+    for engine in (ours, fused):
+        first_image(engine)  # the files are in memory from here on
+    seconds = [{"ours": first_image(ours), "fused": first_image(fused)} for _ in range(rounds)]
+    row: dict[str, Any] = {}
+    for name in ("ours", "fused"):
+        for key in ("load_s", "first_image_s", "busy_s"):
+            row[f"{name}_{key}"] = round(statistics.median(pair[name][key] for pair in seconds), 3)
+    with Pipeline.load(ours) as a, Pipeline.load(fused) as b:
+        calls = {"ours": lambda: a.generate(seed=SEED).images, "fused": lambda: b.generate(seed=SEED).images}
+        row["psnr_db"] = psnr_db(calls["ours"](), calls["fused"]())
+        if row["psnr_db"] < MIN_PSNR_DB:
+            raise SystemExit(f"not the same image: {row}")
+        samples = alternate(calls, rounds=10 * rounds)
+        return row | {"call": samples.ratio("fused", "ours")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for precision in PRECISIONS:
+        ours, fused = (build(args.work, precision, fused=fused) for fused in (False, True))
+        if ours is not None and fused is not None:
+            rows[precision] = measure(ours, fused, args.rounds)
+            print(f"{precision}: {rows[precision]}", flush=True)
+    write_result(
+        args.out,
+        {
+            "name": "load",
+            "about": "C10, trajectory of 4 steps, batch 1: from a new process to its first image",
+            "engines": rows,
+            **describe(NUM_THREADS),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
