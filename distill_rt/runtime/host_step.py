@@ -36,8 +36,7 @@ class HostStepWorker:
     notes: tuple[str, ...] = ()
 
     def __init__(self, spec: StudentSpec, programs: Mapping[str, Program], batch: int) -> None:
-        for program in programs.values():  # once, so that no request pays for first-call allocations
-            program.run()
+        self._programs = tuple(programs.values())
         self._plans = spec.plans
         self._text = TextCache(programs[TEXT_ENCODER]) if TEXT_ENCODER in programs else None
         null_tokens = spec.condition.null_tokens
@@ -65,6 +64,11 @@ class HostStepWorker:
         names = sorted(spec.components(), key=lambda name: name in (TEXT_ENCODER, DECODER))
         programs = {name: engine.load(name, smallest if name == TEXT_ENCODER else batch) for name in names}
         return cls(spec, programs, batch)
+
+    def warm_up(self) -> None:
+        """See `Worker.warm_up`."""
+        for program in self._programs:
+            program.run()
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         """See `Worker.run`."""

@@ -37,7 +37,6 @@ class HostTrajectoryWorker:
         (self._images,) = program.outputs.values()
         self._streams = {f"noise_{stream}": stream for stream in spec.plans[steps].streams}
         self._seeds_B = np.zeros(len(self._images), np.uint64)
-        program.run()  # so that no request pays for first-call allocations
 
     @classmethod
     def load(cls, engine: Engine, batch: int) -> Self:
@@ -49,6 +48,10 @@ class HostTrajectoryWorker:
         body = engine.body
         assert body.steps is not None
         return cls(body.spec, body.steps, engine.load(TRAJECTORY, batch))
+
+    def warm_up(self) -> None:
+        """See `Worker.warm_up`."""
+        self._program.run()
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         """See `Worker.run`. There are no rows to watch: the pipeline refuses `on_step`, and requests for other plans."""

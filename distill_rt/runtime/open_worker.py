@@ -7,7 +7,7 @@ from distill_rt.runtime.worker import Worker
 
 
 def open_worker(engine: Engine, batch: int, *, capture: bool = True) -> Worker:
-    """Load one compiled batch of an engine and warm it up.
+    """Load one compiled batch of an engine.
 
     Args:
         capture: on a GPU, capture every plan as one graph; False launches every kernel of every request.

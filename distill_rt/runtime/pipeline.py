@@ -99,6 +99,7 @@ class Pipeline:
             for crew in pipeline._crews:
                 for batch in pipeline.batches:
                     pipeline._open(crew, batch)
+                    crew[batch].warm_up()
         pipeline.load_ms = 1e3 * (time.perf_counter() - started)
         return pipeline
 

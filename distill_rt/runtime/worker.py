@@ -45,11 +45,16 @@ class Work:
 
 
 class Worker(Protocol):
-    """One batch size of an engine, loaded and warm. Not for two threads at once."""
+    """One batch size of an engine, loaded. Not for two threads at once."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about how it runs here, one line each; usually nothing."""
+        ...
+
+    def warm_up(self) -> None:
+        """Call every program once, so that no request pays for first-call allocations. A worker that is loaded for a request
+        that waits does without: it would wait for two calls."""
         ...
 
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:

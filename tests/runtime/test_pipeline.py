@@ -9,18 +9,22 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from handmade import write_bundle
+from handmade_trajectory import STEPS, trajectory_bundle
 from tiny_engine import make_engine, network, plan, tiny_spec
 
 import distill_rt as drt
 from distill_rt import kernels
+from distill_rt.backends.onnxruntime import OnnxRuntimeProgram
 from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 from distill_rt.core.noise import unit_noise
 from distill_rt.core.spec import Condition, Guidance, NetworkSpec, StudentSpec
 from distill_rt.core.table import Row, StepTable
+from distill_rt.export import compile_bundle
 from distill_rt.export.trajectory import run_plan
 from distill_rt.runtime import Pipeline, StepUpdate
 
@@ -146,6 +150,30 @@ def test_loading_on_demand_gives_the_same_images(engine: Path, pipeline: Pipelin
         assert result.timings_ms["load"] > 0
         assert "load" not in lazy.generate(labels=[1], seed=9, num_images=5).timings_ms
     np.testing.assert_array_equal(result.images, pipeline.generate(labels=[1], seed=9, num_images=5).images)
+
+
+@pytest.mark.parametrize(("mode", "calls_per_request"), [("step", STEPS), ("trajectory", 1)])
+def test_only_what_is_loaded_ahead_is_warmed_up(
+    mode: Literal["step", "trajectory"], calls_per_request: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that waits for its engine would wait for the networks twice."""
+    bundle = (trajectory_bundle if mode == "trajectory" else write_bundle)(tmp_path / "bundle", "none")
+    made = compile_bundle(bundle, "onnxruntime:cpu", tmp_path / "engine", num_threads=1, use_cache=False)
+    calls = []
+    run = OnnxRuntimeProgram.run
+
+    def counted(program: OnnxRuntimeProgram) -> None:
+        calls.append(program)
+        run(program)
+
+    monkeypatch.setattr(OnnxRuntimeProgram, "run", counted)
+    with drt.load(made, preload=False) as lazy:
+        first = lazy.generate(labels=[1], seed=0, steps=STEPS).images
+    assert len(calls) == calls_per_request
+    with drt.load(made) as loaded:
+        assert len(calls) == calls_per_request + 1
+        np.testing.assert_array_equal(loaded.generate(labels=[1], seed=0, steps=STEPS).images, first)
+    assert len(calls) == 2 * calls_per_request + 1
 
 
 def test_a_closed_pipeline_says_so(engine: Path) -> None:

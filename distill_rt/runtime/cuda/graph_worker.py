@@ -94,6 +94,9 @@ class GraphWorker:
         plans = spec.steps if trajectory is None else (trajectory,)
         return cls(spec, request, backend, plans, capture=capture, notes=notes)
 
+    def warm_up(self) -> None:
+        """Nothing: every plan has run already, before it was captured."""
+
     def run(self, work: Work, out_BHWC: Pixels, watch: Stopwatch, on_row: OnRow | None = None) -> None:
         driver = self._driver
         driver.use()
