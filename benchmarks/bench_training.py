@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from distill_rt.core.prediction import ddim_jump
 from distill_rt.models import build_network
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import load_dataset
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.methods import Consistency, Denoising
 from distill_rt.training.methods.base import Method
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 BATCH_SIZE = 128
 LEVELS = 24

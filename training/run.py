@@ -18,6 +18,7 @@ from distill_rt.core.directory import check_writable, refuse_existing, resource_
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
+from distill_rt.training.config import TrainConfig, check_method, check_seed
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.device import DeviceChoice, choose_device
 from distill_rt.training.journal import Journal, JournalOptions
@@ -30,7 +31,7 @@ from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.smaller import network_cost
 from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
-from distill_rt.training.trainer import Progress, TrainConfig, Trainer, check_method, check_seed
+from distill_rt.training.trainer import Progress, Trainer
 
 CHECKPOINT_EVERY = 250
 MAX_STEPS = 1024

@@ -6,97 +6,31 @@ import contextlib
 import math
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill_rt.core.errors import ResourceError, UsageError
-from distill_rt.core.spec import StudentSpec
 from distill_rt.training.blocks import recompute_in_backward
 from distill_rt.training.checkpoint import TrainState, read_head, restore_tensors, save_checkpoint
 from distill_rt.training.compiled import compile_networks
+from distill_rt.training.config import TrainConfig, check_method, part_size
 from distill_rt.training.copies import average_into, frozen_copy, power_decay, warmed_decay
 from distill_rt.training.data import Dataset
 from distill_rt.training.device import CPU
 from distill_rt.training.draws import Draws
 from distill_rt.training.journal import Observer, StepRecord
-from distill_rt.training.kept import KeptWeights
-from distill_rt.training.methods.base import Method, Phase, Searches
-from distill_rt.training.parallel import Parallel, Processes
+from distill_rt.training.methods.base import Phase
+from distill_rt.training.parallel import Processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
+from distill_rt.training.signals import deferred_signals
 
 Progress = Callable[[str, int, int, float], None]
 """Called as progress(phase name, steps done, steps in all, running loss)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """What to run.
-
-    Args:
-        method: the method with its hyper-parameters.
-        seed: of every random number of the run.
-        checkpoint: directory of the checkpoint; None keeps none.
-        checkpoint_every: training steps between two checkpoints.
-        identity: JSON values that a checkpoint must agree with (method, settings, data, teacher).
-        accumulate: parts that a process takes its share of a batch in, one after the other, to need less memory.
-        kept: where to keep the student's weights along the last phase; None keeps none.
-        precision: ``bf16`` runs the networks under torch's autocast; weights, averages and losses stay float32.
-        compile: run the networks through torch.compile.
-        checkpoint_activations: compute the inside of every block again in the backward pass instead of keeping it.
-        ema_power: gamma of the power-function average (`power_decay`), instead of the method's own average.
-        parallel: of several processes. ``ddp``: each holds all weights, gradients are averaged; ``fsdp``: each holds a part of
-            every weight (`sharding`); ``none``: there is one process.
-        device: where networks, averages, batches and draws are; data and random numbers are made on the processor.
-
-    Raises:
-        UsageError: a seed or a number of steps that is none, or a batch that does not divide.
-    """
-
-    method: Method
-    seed: int = 0
-    checkpoint: Path | None = None
-    checkpoint_every: int = 250
-    max_gradient_norm: float = 1.0
-    identity: Mapping[str, Any]
-    accumulate: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    kept: KeptWeights | None = None
-    compile: bool = False
-    checkpoint_activations: bool = False
-    ema_power: float | None = None
-    parallel: Parallel = "ddp"
-    device: torch.device = CPU
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if self.checkpoint_every < 1:
-            raise UsageError(
-                f"checkpoint_every must be at least 1, got {self.checkpoint_every}", code="setting-invalid"
-            )
-        if self.accumulate < 1:
-            raise UsageError(f"accumulate must be at least 1, got {self.accumulate}", code="setting-invalid")
-        if self.ema_power is not None and not 0.0 <= self.ema_power < math.inf:
-            raise UsageError(f"ema_power must be a number >= 0, got {self.ema_power}", code="setting-invalid")
-        if self.kept is not None and self.parallel == "fsdp":
-            raise UsageError(
-                "no process of a sharded run has the whole student, so its weights are not kept along the way",
-                code="setting-invalid",
-                hint="leave --keep-every out, or use --parallel ddp",
-            )
-        if self.compile and self.parallel == "fsdp":
-            raise UsageError(
-                "sharded networks are not compiled here",
-                code="setting-invalid",
-                hint="choose --compile or --parallel fsdp",
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +69,7 @@ class Trainer:
         self.method = config.method
         self.phases = check_method(self.method, teacher.spec)
         self.num_steps = sum(phase.iterations for phase in self.phases)
-        self.part_size = _part_size(self.method.batch_size, self.processes.count, config.accumulate)
+        self.part_size = part_size(self.method.batch_size, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)  # made on the processor: the same initial weights for every device
         for network in networks.values():
@@ -179,7 +113,7 @@ class Trainer:
         if resume and self.config.checkpoint is not None and self.config.checkpoint.exists():
             self._restore(self.config.checkpoint)
         stop = False
-        with _watched_by(observer, state.step), _deferred_signals() as received:
+        with _watched_by(observer, state.step), deferred_signals() as received:
             while state.step < self.num_steps and not stop:
                 phase = self._phase(state.step)
                 if state.step == phase.start:
@@ -318,44 +252,6 @@ class Trainer:
         )
 
 
-def _part_size(batch_size: int, num_processes: int, accumulate: int) -> int:
-    """Samples of one backward pass."""
-    size, rest = divmod(batch_size, num_processes * accumulate)
-    if rest or not size:
-        raise UsageError(
-            f"a batch of {batch_size} does not divide into {num_processes} processes x {accumulate} parts",
-            code="batch-not-divisible",
-            hint="change it: --set batch_size=...",
-        )
-    return size
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is none."""
-    if not 0 <= seed < 2**64:
-        raise UsageError(f"seed must be 0 to 2**64 - 1, got {seed}", code="seed-out-of-range")
-
-
-def check_method(method: Method, teacher: StudentSpec) -> tuple[Phase, ...]:
-    """The phases of a method whose common settings can train; what is its own, its dataclass checks.
-
-    Raises:
-        UsageError: a batch size, average, learning rate or number of steps that is none.
-    """
-    phases = method.phases(teacher)
-    if method.batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {method.batch_size}", code="setting-invalid")
-    if not 0.0 <= method.ema_decay < 1.0:
-        raise UsageError(f"ema_decay must be in [0, 1), got {method.ema_decay}", code="setting-invalid")
-    if not phases and not isinstance(method, Searches):
-        raise UsageError("these settings train for no step at all", code="setting-invalid")
-    for phase in phases:
-        rate = method.learning_rate(phase, phase.start)
-        if not (math.isfinite(rate) and rate >= 0.0):
-            raise UsageError(f"a learning rate must be a number >= 0, got {rate}", code="setting-invalid")
-    return phases
-
-
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
@@ -371,27 +267,3 @@ def _watched_by(observer: Observer | None, done: int) -> Iterator[None]:
         yield
     finally:
         observer.end()
-
-
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM, so that the loop ends between two steps, where the state is whole; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A signal that the process ignores (a background job of a script, say) stays ignored; None is not Python's to change.
-    previous: dict[int, Any] = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from torch import nn
 
 from distill_rt.core.errors import UsageError
 from distill_rt.models import build_network
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import load_dataset
 from distill_rt.training.device import choose_device
 from distill_rt.training.draws import Draws, Purpose
@@ -16,7 +17,7 @@ from distill_rt.training.methods import METHODS, Denoising
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.run import train
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 QUICK = {
     "iterations": 3,

@@ -20,6 +20,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import NetworkSpec
 from distill_rt.core.tokenizer import Tokenizer, word_tokenizer
 from distill_rt.models import build_network, load_student
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Batch, Shapes
 from distill_rt.training.data.shapes import WORDS, Scene
 from distill_rt.training.draws import Draws, Purpose
@@ -31,7 +32,7 @@ from distill_rt.training.recipes import RECIPES
 from distill_rt.training.run import distill, train
 from distill_rt.training.student import draw_conditions, student_network
 from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 SMALL = {"sample_size": 8, "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 2}
 NO_TEXT = {

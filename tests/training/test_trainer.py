@@ -16,11 +16,12 @@ from torch import nn
 
 from distill_rt.core.errors import ArtifactError, ResourceError, UsageError
 from distill_rt.training.checkpoint import read_head
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Grid25
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods.base import Phase
 from distill_rt.training.predictor import Teacher
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 CALLS: list[tuple[Any, ...]] = []
 

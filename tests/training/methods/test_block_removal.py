@@ -8,6 +8,7 @@ from torch import nn
 
 from distill_rt.core.errors import UsageError
 from distill_rt.models import build_network
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Batch, Grid25, digits
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.features import relational_loss, relative_error
@@ -15,7 +16,7 @@ from distill_rt.training.losses import denoising_error
 from distill_rt.training.methods import BlockRemoval, FeatureKD
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.recipes import RECIPES
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 
 def teacher_of(recipe, std=0.1, **changes):

@@ -12,6 +12,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import Condition
 from distill_rt.models import build_network
 from distill_rt.training.classifier import ImageClassifier
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.copies import frozen_copy
 from distill_rt.training.data import Batch, digits
 from distill_rt.training.draws import Draws
@@ -20,7 +21,7 @@ from distill_rt.training.methods.base import Phase
 from distill_rt.training.methods.rcfd import doubt, feature_divergence
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 
 def test_equal_features_have_no_divergence_and_no_gradient_unless_the_target_is_sharpened():

@@ -9,6 +9,7 @@ from torch import nn
 from distill_rt.core.errors import UsageError
 from distill_rt.core.samplers.consistency import multistep_consistency
 from distill_rt.models import build_network
+from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Grid25, digits
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods import FeatureKD, Progressive
@@ -16,7 +17,7 @@ from distill_rt.training.methods.feature_kd import Pair, feature_kd_loss, noised
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.smaller import Smaller
-from distill_rt.training.trainer import TrainConfig, Trainer
+from distill_rt.training.trainer import Trainer
 
 STATES = pytest.mark.parametrize("states", ["student", "teacher", "data"])
 
