@@ -160,6 +160,8 @@ RUNS = (
 )
 NUM_SAMPLES = {"grid25": 4000, "grid25-labelled": 4000, "digits": 2000}
 SEEDS = (0, 1)
+THREADS = 1
+"""Of a student in training, and of its measurements."""
 
 
 def main() -> int:
@@ -219,7 +221,7 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
 def _all_rows(runs: list[Run], seeds: list[int], work: Path, jobs: int) -> list[dict[str, Any]]:
     """Rows of all students; those that a worker measures one after the other share a yardstick where they can."""
     todo = [(run, seed) for seed in seeds for run in runs]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (THREADS,)) as pool:
         missing = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
         list(pool.map(_train_teacher, missing, [work] * len(missing)))
         parts = list(pool.map(_rows, *zip(*todo, strict=True), [work] * len(todo))) if todo else []
@@ -297,7 +299,7 @@ def _machine() -> dict[str, Any]:
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
-    return {"cpu": model, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return {"cpu": model, "threads": THREADS, "python": platform.python_version()}
 
 
 def _cpuinfo() -> list[str]:
