@@ -27,13 +27,14 @@ from machine import describe, write_result
 from paired import alternate, psnr_db
 
 from distill_rt.backends import openvino
+from distill_rt.core.artifacts import Precision
 from distill_rt.core.errors import TargetError
 from distill_rt.runtime import Pipeline
 
 NUM_THREADS = len(os.sched_getaffinity(0))
 RESULT = Path(__file__).resolve().parent / "results/load.json"
 MODE: Literal["trajectory"] = "trajectory"
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 SEED = 7
 MIN_PSNR_DB = 30.0
 FIRST_IMAGE = """
@@ -45,7 +46,7 @@ print(json.dumps({"first_image_s": time.perf_counter() - started, "busy_s": time
 """
 
 
-def build(work: Path, precision: str, *, fused: bool) -> Path | None:
+def build(work: Path, precision: Precision, *, fused: bool) -> Path | None:
     """The engine, or None where the processor cannot compute in this precision; kept between runs."""
     from distill_rt.export import compile_bundle, export_student
 
@@ -60,7 +61,7 @@ def build(work: Path, precision: str, *, fused: bool) -> Path | None:
                 bundle,
                 "openvino:cpu",
                 engine,
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 batches=[1],
                 num_threads=NUM_THREADS,
                 use_cache=False,
@@ -76,7 +77,7 @@ def build(work: Path, precision: str, *, fused: bool) -> Path | None:
 
 def first_image(engine: Path) -> dict[str, float]:
     """Seconds in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", FIRST_IMAGE, engine], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", FIRST_IMAGE, engine], check=True, capture_output=True, text=True)
     seconds: dict[str, float] = json.loads(done.stdout)
     return seconds
 

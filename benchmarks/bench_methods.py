@@ -162,6 +162,7 @@ def main() -> None:
         }
         samples = alternate({key: _finite(step) for key, step in steps.items()}, rounds=args.rounds, warmup=1)
         row = {key: samples.summary(key)["median_ms"] for key in steps} | samples.ratio("trainer", "floor")
+        row["rounds"] = args.rounds
         print(f"{name}: {row}", flush=True)
         with FileLock(args.out.with_suffix(".lock")):  # of two processes, one on each core
             kept = json.loads(args.out.read_text()) if args.out.is_file() else {}

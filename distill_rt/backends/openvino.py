@@ -37,8 +37,8 @@ UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: (.+)")
 """How it names operators that it does not have: ``Det-21, MaxUnpool-21``."""
 MANY_KERNELS: Mapping[str, str] = {"SNIPPETS_MODE": "DISABLE"}
 """A kernel for each elementwise operation. OpenVINO's generator of fused ones ("snippets") takes a millisecond for each while
-an engine loads, as much as everything else in a trajectory, and wins 1 to 4 % of a call where tensors stay in a cache
-(docs/performance.md). It fuses attention too, which pays where they do not. The blob holds the choice."""
+an engine loads, as much as everything else in a trajectory, and wins 0 to 4 % of a call where tensors stay in a cache
+(docs/log.md). It fuses attention too, which pays where they do not. The blob holds the choice."""
 GRAPH_RECIPE = 3
 """Raise it when `OpenVINO.compile` starts to make another graph of the same file."""
 BF16_INSTRUCTION_SETS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ HALVED_RANGE = (1e-3, 65504.0)
 CACHED_ELEMENTS = 1 << 20
 """Elements of a tensor (4 MiB in float32) that stays in a cache: a kernel for each elementwise operation costs little."""
 MANY_OPERATIONS = 4000
-"""C10 has 1,700 in a step, where to load fused kernels takes 0.1 s more, and 6,500 in four, where it takes 0.8."""
+"""C10 has 1,700 in a step, where to load fused kernels takes 0.1 s more, and 6,500 in four, where it takes 0.8
+(docs/log.md)."""
 
 
 def keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> None:
@@ -35,23 +36,16 @@ def keep_scalars_exact(ov: Any, model: Any, inputs: Sequence[TensorSpec]) -> Non
     """
     heavy = {"MatMul", "Convolution", "ConvolutionBackpropData", "GroupConvolution", "Result"}
     features = {}
-    pending = [
+    exact = [
         model.input(spec.name).get_node()
         for spec in inputs
         if spec.dtype == "float32" and (len(spec.shape) == 1 or spec.name.startswith("noise"))
     ]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
+    # The shape of the noise is not computed from its values: through it lies every reshaped tensor of the network.
+    for node in _computed_from(exact, but_not_through=heavy | {"ShapeOf"}):
         for output in node.outputs():
-            consumers = [port.get_node() for port in output.get_target_inputs()]
-            if any(consumer.get_type_name() in heavy for consumer in consumers):
+            if any(port.get_node().get_type_name() in heavy for port in output.get_target_inputs()):
                 features[(node.get_friendly_name(), output.get_index())] = output
-            # The shape of the noise is not computed from its values: through it lies every reshaped tensor of the network.
-            pending.extend(consumer for consumer in consumers if consumer.get_type_name() not in heavy | {"ShapeOf"})
     if features:
         model.add_outputs(list(features.values()))
 
@@ -84,18 +78,26 @@ def store_half(ov: Any, core: Any, model: Any, out_dir: Path) -> Any:
 
 def has_many_small_operations(model: Any) -> bool:
     """Whether many operations depend on the inputs, and all results, attention's scores (H, L, S) included, are small."""
-    pending = [parameter.get_node() for parameter in model.inputs]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
+    number = 0
+    for node in _computed_from(parameter.get_node() for parameter in model.inputs):
+        number += 1
         shapes = [output.get_partial_shape() for output in node.outputs()]
         if node.get_type_name() == "ScaledDotProductAttention":
             queries, keys = node.input(0).get_partial_shape(), node.input(1).get_partial_shape()
             shapes.append(type(queries)([*list(queries)[:-1], list(keys)[-2]]))
         if any(shape.is_dynamic or math.prod(shape.to_shape()) > CACHED_ELEMENTS for shape in shapes):
             return False
-        pending += [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
-    return len(seen) > MANY_OPERATIONS
+    return number > MANY_OPERATIONS
+
+
+def _computed_from(nodes: Iterable[Any], *, but_not_through: Collection[str] = ()) -> Iterator[Any]:
+    """These nodes and all that depend on them, once each; operations of the types `but_not_through` end the search."""
+    pending, seen = list(nodes), set()
+    while pending:
+        node = pending.pop()
+        if node.get_friendly_name() in seen:
+            continue
+        seen.add(node.get_friendly_name())
+        yield node
+        consumers = [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
+        pending += [consumer for consumer in consumers if consumer.get_type_name() not in but_not_through]
