@@ -172,6 +172,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--datasets", nargs="+", choices=NUM_SAMPLES, default=list(NUM_SAMPLES))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--finished", action="store_true", help="only write what --work holds already, train nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="students at a time")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -182,7 +183,10 @@ def main() -> int:
             f"METHODS names {', '.join(sorted(unknown))}; there are {', '.join(sorted({r.method for r in RUNS}))}"
         )
     chosen = [run for run in RUNS if run.dataset in args.datasets and (not only or run.method in only)]
-    rows = _all_rows(chosen, args.seeds, args.work, args.jobs)
+    todo = [(run, seed) for seed in args.seeds for run in chosen]
+    if args.finished:
+        todo = [(run, seed) for run, seed in todo if _rows_file(run, seed, args.work).exists()]
+    rows = _all_rows(todo, args.work, args.jobs)
     if args.out.exists():
         measured = {_identity(row) for row in rows}
         rows += [row for row in json.loads(args.out.read_text())["rows"] if _identity(row) not in measured]
@@ -218,9 +222,8 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["seed"], list(NUM_SAMPLES).index(row["dataset"]), position, name, row["nfe"], row["control"]
 
 
-def _all_rows(runs: list[Run], seeds: list[int], work: Path, jobs: int) -> list[dict[str, Any]]:
+def _all_rows(todo: list[tuple[Run, int]], work: Path, jobs: int) -> list[dict[str, Any]]:
     """Rows of all students; those that a worker measures one after the other share a yardstick where they can."""
-    todo = [(run, seed) for seed in seeds for run in runs]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (THREADS,)) as pool:
         missing = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
         list(pool.map(_train_teacher, missing, [work] * len(missing)))
@@ -235,7 +238,7 @@ def _train_teacher(dataset: str, work: Path) -> None:
 
 def _rows(run: Run, seed: int, work: Path) -> list[dict[str, Any]]:
     """The rows of one student, from the work directory if they are there."""
-    done = work / f"{run.key}-seed{seed}.json"
+    done = _rows_file(run, seed, work)
     if not done.exists():
         rows = list(_measure(run, seed, work))
         part = done.with_suffix(".part")
@@ -243,6 +246,10 @@ def _rows(run: Run, seed: int, work: Path) -> list[dict[str, Any]]:
         part.replace(done)
     loaded: list[dict[str, Any]] = json.loads(done.read_text())
     return loaded
+
+
+def _rows_file(run: Run, seed: int, work: Path) -> Path:
+    return work / f"{run.key}-seed{seed}.json"
 
 
 def _measure(run: Run, seed: int, work: Path) -> Iterator[dict[str, Any]]:
