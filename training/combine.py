@@ -127,7 +127,7 @@ def combine(
 def _save(out: Path, student: Student, network: nn.Module, made: dict[str, Any], *, force: bool) -> str:
     provenance = {**student.spec.provenance, "combined": {"student": student.digest, **made}}
     spec = dataclasses.replace(student.spec, provenance=provenance)
-    return save_student(out, spec, [network], force=force)
+    return save_student(out, spec, [network], decoder=student.decoder, force=force)
 
 
 class Mixture:

@@ -94,8 +94,8 @@ def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, se
             code="teacher-without-data",
             hint="train it with distill-rt train",
         )
-    # Images of one's own are measured against the teacher alone, which needs none of them.
-    recorded = recorded_source(data)
+    # Images of one's own, and latents, are measured against the teacher alone, which needs none of them.
+    recorded = None if teacher.spec.decoder is not None else recorded_source(data)
     dataset = None if recorded is None else load_dataset(recorded)
     return QualityBench(teacher, dataset, num_samples=num_samples, guidance=guidance, seed=seed)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +94,7 @@ class Journal:
         spec: contract of what is trained.
         configuration: JSON, for ``config.json``.
         may_replace: go on with, or replace, the journal that stands there.
+        decode: samples to images, for a contract with a decoder.
 
     Raises:
         UsageError: a journal of another run stands there, or samples are wanted that are no images.
@@ -101,18 +102,24 @@ class Journal:
     """
 
     def __init__(
-        self, options: JournalOptions, spec: StudentSpec, configuration: Mapping[str, Any], *, may_replace: bool
+        self,
+        options: JournalOptions,
+        spec: StudentSpec,
+        configuration: Mapping[str, Any],
+        *,
+        may_replace: bool,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._options, self._spec, self._configuration = options, spec, configuration
+        self._options, self._spec, self._configuration, self._decode = options, spec, configuration, decode
         if (options.directory / METRICS).exists() and not may_replace:
             raise UsageError(
                 f"{options.directory} holds the journal of another run",
                 code="journal-exists",
                 hint="choose another directory, go on with --resume, or replace it with --force",
             )
-        if options.sample_every and spec.sample_shape[0] not in _COLOUR_MODES:
+        if options.sample_every and spec.image_shape[0] not in _COLOUR_MODES:
             raise UsageError(
-                f"samples of shape {spec.sample_shape} are no images, so there are no sheets of them",
+                f"samples of shape {spec.image_shape} are no images, so there are no sheets of them",
                 code="samples-not-images",
                 hint="leave --sample-every out",
             )
@@ -182,6 +189,7 @@ class Journal:
             labels=[i % classes for i in range(NUM_SAMPLES)] if classes else None,
         )
         student.train(was_training)
+        images = images if self._decode is None else self._decode(images)
         path = self._options.directory / SAMPLES / f"step-{done:07d}.png"
         sheet_HWC = _sheet(images)
         with resource_errors(path):

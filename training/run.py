@@ -18,19 +18,22 @@ from distill_rt.core.directory import check_writable, refuse_existing, resource_
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import Student, load_student, save_student
+from distill_rt.models.autoencoder import load_autoencoder
 from distill_rt.training.config import TrainConfig, check_method, check_seed
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.device import DeviceChoice, choose_device
 from distill_rt.training.journal import Journal, JournalOptions
 from distill_rt.training.kept import MARK, KeptWeights, run_digest
+from distill_rt.training.latents import LatentSide
 from distill_rt.training.methods import METHODS
 from distill_rt.training.methods.base import Method, Searches
 from distill_rt.training.parallel import Parallel, Processes, joined_processes
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
+from distill_rt.training.sides import Sides
 from distill_rt.training.smaller import network_cost
-from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
+from distill_rt.training.text import fresh_text
 from distill_rt.training.trainer import Progress, Trainer
 
 CHECKPOINT_EVERY = 250
@@ -67,6 +70,10 @@ class RunOptions(TypedDict, total=False):
     """Where to compute; ``auto``, the default, is a GPU where torch sees one."""
     dry_run: bool
     """Check everything, hand back the frozen configuration, write nothing."""
+    autoencoder: Path | None
+    """Of a teacher that works on latents: the directory of the diffusers autoencoder that makes them of images."""
+    latents: Path | None
+    """Where the latents of images of one's own are kept for later runs (beside `out`, as long as the run lasts)."""
     journal: JournalOptions | None
     """Where to leave figures and samples (`distill_rt.training.journal`)."""
     progress: Progress | None
@@ -88,7 +95,7 @@ def train(
         out: the directory to write; the checkpoint lives beside it in ``<out>.checkpoint`` until training ends.
         data: what to train on instead of the recipe's data set (`open_source`); the contract gets its number of classes.
         settings: fields of the recipe's method as text.
-        options: see `RunOptions`.
+        options: see `RunOptions`; with an autoencoder the recipe's network learns its latents (`Recipe.for_latents`).
 
     Returns:
         A JSON object: path, digest, method, training_steps, final_loss (null where nothing is trained), seconds, steps,
@@ -105,14 +112,18 @@ def train(
         raise UsageError(
             f"there is no recipe {recipe!r}", code="recipe-unknown", hint=f"recipes: {', '.join(sorted(RECIPES))}"
         )
-    chosen = RECIPES[recipe]()
+    chosen, latents = RECIPES[recipe](), None
     method = apply_settings(chosen.method, settings or {})
+    if (path := options.get("autoencoder")) is not None:
+        autoencoder = load_autoencoder(path)
+        chosen, latents = chosen.for_latents(autoencoder), LatentSide(autoencoder, autoencoder.decoder)
     source = open_source(chosen.dataset if data is None else data, chosen.spec)
     # A teacher is trained from data: there is a contract, but no network to learn from.
     spec = chosen.for_classes(source.dataset.num_classes).spec
     with fresh_text(spec, chosen.words, seed=options.get("seed", 0)) as text:
-        untaught = Teacher(spec, nn.Identity(), None if text is None else text.null_LD)
-        return _run(method, untaught, source, out, text=text, teacher_digest=None, options=options)
+        sides = Sides(text=text, latents=latents)
+        untaught = Teacher(spec, nn.Identity(), sides.null_text_LD)
+        return _run(method, untaught, source, out, sides=sides, teacher_digest=None, options=options)
 
 
 def distill(
@@ -150,13 +161,11 @@ def distill(
     config = apply_settings(METHODS[method](), {**chosen, **(settings or {})})
     loaded = load_student(teacher)
     _check_teacher(loaded)
+    sides = Sides.of(loaded, options.get("autoencoder"))
     source = open_source(_data_of(loaded) if data is None else data, loaded.spec)
     check_classes(source, loaded.spec, loaded.spec.provenance.get("classes"))
-    text = None
-    if loaded.text_encoder is not None and loaded.tokenizer is not None:
-        text = TextSide(loaded.spec.condition, loaded.text_encoder, loaded.tokenizer)
-    taught = Teacher(loaded.spec, loaded.networks[0], None if text is None else text.null_LD)
-    return _run(config, taught, source, out, text=text, teacher_digest=loaded.digest, options=options)
+    taught = Teacher(loaded.spec, loaded.networks[0], sides.null_text_LD)
+    return _run(config, taught, source, out, sides=sides, teacher_digest=loaded.digest, options=options)
 
 
 def _check_teacher(teacher: Student) -> None:
@@ -167,12 +176,6 @@ def _check_teacher(teacher: Student) -> None:
             f"{teacher.path} rescales its guidance, which no method here distils",
             code="teacher-rescales",
             hint="set it to 0",
-        )
-    if spec.decoder is not None:
-        raise UsageError(
-            f"{teacher.path} works on latents, which the training loop here cannot feed yet",
-            code="teacher-not-trainable",
-            hint="it can be exported, compiled and served as it is: distill-rt export",
         )
 
 
@@ -206,7 +209,7 @@ def _run(
     source: Source,
     out: Path,
     *,
-    text: TextSide | None,
+    sides: Sides,
     teacher_digest: str | None,
     options: RunOptions,
 ) -> dict[str, Any]:
@@ -214,7 +217,7 @@ def _run(
     device = choose_device(options.get("device", "auto"))
     with joined_processes(device) as processes:
         return _run_as(
-            processes, device, method, teacher, source, out, text=text, teacher_digest=teacher_digest, options=options
+            processes, device, method, teacher, source, out, sides=sides, teacher_digest=teacher_digest, options=options
         )
 
 
@@ -226,7 +229,7 @@ def _run_as(
     source: Source,
     out: Path,
     *,
-    text: TextSide | None,
+    sides: Sides,
     teacher_digest: str | None,
     options: RunOptions,
 ) -> dict[str, Any]:
@@ -242,13 +245,20 @@ def _run_as(
         )
     started, seed = time.monotonic(), options.get("seed", 0)
     check_seed(seed)
-    dataset = source.dataset if text is None else EmbeddedCaptions(source.dataset, text)
+    latents = options.get("latents")
+    if latents is not None and sides.latents is None:
+        raise UsageError(
+            "--latents is for networks that work on latents", code="latents-not-needed", hint="leave --latents out"
+        )
+    latents_directory = out.with_name(f"{out.name}.latents") if latents is None else latents
+    sides.to(device)
+    dataset = sides.dataset(source, teacher.spec.sample_shape, latents_directory)
     if isinstance(method, Searches):  # the contract follows from what it finds
         method = method.searched(teacher, dataset, seed)
     identity = {
         "method": method.name,
         "settings": _settings_of(method),
-        "data": source.identity,
+        "data": sides.identity(source),
         "seed": seed,
         "teacher": teacher_digest,
         "contract": codec.to_json(method.contract(teacher.spec)),
@@ -289,10 +299,11 @@ def _run_as(
     )
     configuration = _configuration(config, teacher, out) | {"processes": processes.count, "device": device.type}
     _check_samples(options)
-    journal = _open_journal(options, method.contract(teacher.spec), configuration)
+    journal = _open_journal(options, method.contract(teacher.spec), configuration, sides)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
+    sides.prepare(processes, options.get("progress"))
     trainer = Trainer(config, dataset, teacher, processes)
     processes.wait()  # everybody has looked at what stands there
     if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
@@ -307,9 +318,10 @@ def _run_as(
         return {}
     network, losses = trainer.run(resume=resume, progress=options.get("progress"), observer=journal)
     spec = _with_provenance(method.contract(teacher.spec), identity, losses)
-    encoder, tokenizer = (None, None) if text is None else (text.encoder, text.tokenizer)
-    digest = save_student(out, spec, [network], text_encoder=encoder, tokenizer=tokenizer, force=force)
+    digest = save_student(out, spec, [network], **sides.parts(), force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
+    if latents is None:
+        shutil.rmtree(latents_directory, ignore_errors=True)
     cost = network_cost(spec, network)
     return {
         "path": str(out),
@@ -321,7 +333,7 @@ def _run_as(
         "steps": list(spec.steps),
         "num_parameters": cost.parameters,
         "flops_per_evaluation": cost.flops,
-        "notes": source.notes,
+        "notes": [*source.notes, *([] if teacher_digest is not None else sides.notes(source))],
     }
 
 
@@ -349,12 +361,15 @@ def _check_samples(options: RunOptions) -> None:
         )
 
 
-def _open_journal(options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any]) -> Journal | None:
+def _open_journal(
+    options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any], sides: Sides
+) -> Journal | None:
     wanted = options.get("journal")
     if wanted is None:
         return None
     may_replace = options.get("resume", False) or options.get("force", False)
-    return Journal(wanted, spec, configuration, may_replace=may_replace)
+    decode = None if sides.latents is None else sides.latents.decode
+    return Journal(wanted, spec, configuration, may_replace=may_replace, decode=decode)
 
 
 def _settings_of(method: Any) -> dict[str, Any]:

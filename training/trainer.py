@@ -29,8 +29,8 @@ from distill_rt.training.predictor import Teacher
 from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
 from distill_rt.training.signals import deferred_signals
 
-Progress = Callable[[str, int, int, float], None]
-"""Called as progress(phase name, steps done, steps in all, running loss)."""
+Progress = Callable[[str, int, int, float | None], None]
+"""Called as progress(phase name, steps done, steps in all, running loss); images are encoded before there is a loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
         help=f"digits, shapes, grid25, a directory of images, or hf:NAME ({data}; docs/training.md)",
     )
     parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        metavar="DIR",
+        help="diffusers autoencoder that makes latents of the images (docs/training.md)",
+    )
+    parser.add_argument(
+        "--latents", type=Path, metavar="DIR", help="keep the latents there for later runs (only while this one lasts)"
+    )
+    parser.add_argument(
         "--set",
         type=setting,
         action="append",
@@ -119,6 +128,8 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
     return {
         "journal": None if args.journal is None else JournalOptions(directory=args.journal, **given),
         "data": args.data,
+        "autoencoder": args.autoencoder,
+        "latents": args.latents,
         "settings": dict(args.settings),
         "seed": args.seed,
         "resume": args.resume,

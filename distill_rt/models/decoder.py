@@ -31,24 +31,33 @@ class LatentDecoder(nn.Module):
             if hasattr(backbone, half):
                 delattr(backbone, half)
         self.backbone = backbone
-        config = backbone.config
-        channels = config.latent_channels
-        mean = getattr(config, "latents_mean", None)
-        std = getattr(config, "latents_std", None)
-        if (mean is None) != (std is None):
-            raise ValueError("latents_mean and latents_std come together")
-        shift = float(getattr(config, "shift_factor", None) or 0.0)
-        mean_C = [shift] * channels if mean is None else list(mean)
-        std_C = [1.0] * channels if std is None else list(std)
-        if len(mean_C) != channels or len(std_C) != channels:
-            raise ValueError(f"latents_mean and latents_std have one value for each of {channels} channels")
-        self.register_buffer("mean_C11", torch.tensor(mean_C)[:, None, None], persistent=False)
-        self.register_buffer("std_C11", torch.tensor(std_C)[:, None, None] / config.scaling_factor, persistent=False)
+        mean_C11, std_C11 = latent_statistics(backbone.config)
+        self.register_buffer("mean_C11", mean_C11, persistent=False)
+        self.register_buffer("std_C11", std_C11, persistent=False)
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
         """Images in about [-1, 1]."""
         out: Tensor = self.backbone.decode(latent_BCHW * self.std_C11 + self.mean_C11, return_dict=False)[0]
         return out
+
+
+def latent_statistics(config: Any) -> tuple[Tensor, Tensor]:
+    """Mean and scale (C, 1, 1) of what an autoencoder makes of images: a student's latents are those without both.
+
+    Raises:
+        ValueError: one of the statistics without the other, or not one value for each channel.
+    """
+    channels = config.latent_channels
+    mean = getattr(config, "latents_mean", None)
+    std = getattr(config, "latents_std", None)
+    if (mean is None) != (std is None):
+        raise ValueError("latents_mean and latents_std come together")
+    shift = float(getattr(config, "shift_factor", None) or 0.0)
+    mean_C = [shift] * channels if mean is None else list(mean)
+    std_C = [1.0] * channels if std is None else list(std)
+    if len(mean_C) != channels or len(std_C) != channels:
+        raise ValueError(f"latents_mean and latents_std have one value for each of {channels} channels")
+    return torch.tensor(mean_C)[:, None, None], torch.tensor(std_C)[:, None, None] / config.scaling_factor
 
 
 def autoencoder_tiny(config: Mapping[str, Any]) -> LatentDecoder:

@@ -39,7 +39,6 @@ def open_folder(root: Path, *, sample_shape: tuple[int, int, int], kind: str) ->
         raise UsageError(
             f"images have 1 or 3 channels, this student's samples have {sample_shape[0]}",
             code="data-shape",
-            hint="a student with latents needs its autoencoder's encoder, which a student directory does not hold",
         )
     files = sorted(_images(root))
     if not files:

@@ -15,6 +15,8 @@ from distill_rt.training.data.streamed import StreamedImages
 from distill_rt.training.draws import Draws
 
 HUGGING_FACE = "hf:"
+LATENTS = "latents:"
+"""Before the identity of images that were encoded: ``latents:AUTOENCODER:IMAGES``."""
 _EXTERNAL = ("folder:", HUGGING_FACE)
 
 
@@ -33,7 +35,8 @@ class Source:
 
 
 def open_source(what: str, spec: StudentSpec) -> Source:
-    """Open data for a contract: images of its shape, with what its condition needs and nothing else.
+    """Open data for a contract: images of its shape (those of a student with a decoder are not encoded here), with what its
+    condition needs and nothing else.
 
     Args:
         what: name of a data set of ours, ``hf:NAME``, or a directory of images.
@@ -43,7 +46,7 @@ def open_source(what: str, spec: StudentSpec) -> Source:
         ArtifactError: a damaged file of captions.
         TargetError: ``hf:`` without its package.
     """
-    shape, kind = spec.sample_shape, spec.condition.kind
+    shape, kind = spec.image_shape, spec.condition.kind
     if what in DATASETS:
         return Source(identity=what, dataset=_fitted(what, load_dataset(what), spec))
     streamed = None
@@ -62,6 +65,8 @@ def open_source(what: str, spec: StudentSpec) -> Source:
 
 def recorded_source(identity: str) -> str | None:
     """What `open_source` opens for an identity that a student records; None for data that only their owner can find."""
+    if identity.startswith(LATENTS):
+        identity = identity.split(":", 2)[2]
     return None if identity.startswith(_EXTERNAL) else identity
 
 
@@ -90,8 +95,8 @@ def check_classes(source: Source, spec: StudentSpec, known: list[str] | None) ->
 def _fitted(name: str, dataset: Dataset, spec: StudentSpec) -> Dataset:
     """A data set of ours without what the contract does not take."""
     kind = spec.condition.kind
-    if dataset.sample_shape != spec.sample_shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (dataset.sample_shape, spec.sample_shape))
+    if dataset.sample_shape != spec.image_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (dataset.sample_shape, spec.image_shape))
         raise UsageError(
             f"data set {name} has samples of {theirs} (channels x height x width), the student's are {ours}",
             code="data-shape",

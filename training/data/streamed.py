@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -54,9 +54,10 @@ class StreamedImages:
     captions_N: tuple[str, ...] | None = None
     cache_bytes: int = CACHE_BYTES
 
+    unreadable: dict[int, str] = field(default_factory=dict, init=False, repr=False)
+    """Why, by image, of those that were tried."""
+    enlarged: set[int] = field(default_factory=set, init=False, repr=False)
     _kept: OrderedDict[int, Future[Pixels | None]] = field(default_factory=OrderedDict, init=False, repr=False)
-    _unreadable: dict[int, str] = field(default_factory=dict, init=False, repr=False)
-    _enlarged: set[int] = field(default_factory=set, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 
@@ -86,21 +87,28 @@ class StreamedImages:
             captions_B=None if self.captions_N is None else tuple(self.captions_N[i] for i, _ in found),
         )
 
+    def pixels(self, indices: Sequence[int]) -> list[Pixels | None]:
+        """Images by index, decoded in threads; None for one that cannot be read."""
+        self._start(list(indices))
+        with self._lock:
+            started = [self._kept[i] for i in indices]
+        return [future.result() for future in started]
+
     @property
     def notes(self) -> list[str]:
         """What a person should know of the images drawn so far, one line for each kind of trouble."""
         notes = []
-        if self._unreadable:
-            first = min(self._unreadable)
+        if self.unreadable:
+            first = min(self.unreadable)
             notes.append(
-                f"{len(self._unreadable)} of {len(self.names)} images in {self.source} cannot be read and were left out; "
-                f"the first: {self.names[first]} ({self._unreadable[first]})"
+                f"{len(self.unreadable)} of {len(self.names)} images in {self.source} cannot be read and were left out; "
+                f"the first: {self.names[first]} ({self.unreadable[first]})"
             )
-        if self._enlarged:
+        if self.enlarged:
             _, h, w = self.sample_shape
             notes.append(
-                f"{len(self._enlarged)} of {len(self.names)} images in {self.source} are smaller than {w} x {h} pixels and "
-                f"were enlarged; the first: {self.names[min(self._enlarged)]}"
+                f"{len(self.enlarged)} of {len(self.names)} images in {self.source} are smaller than {w} x {h} pixels and "
+                f"were enlarged; the first: {self.names[min(self.enlarged)]}"
             )
         return notes
 
@@ -121,7 +129,7 @@ class StreamedImages:
         """Image i or the next one that can be read, with its index."""
         num = len(self.names)
         for k in (*range(i, num), *range(i)):
-            if k in self._unreadable:
+            if k in self.unreadable:
                 continue
             with self._lock:
                 started = self._kept.get(k)
@@ -129,7 +137,7 @@ class StreamedImages:
             if pixels is not None:
                 return k, pixels
         raise ArtifactError(
-            f"none of the {num} images in {self.source} can be read; the first: {self.names[0]} ({self._unreadable[0]})",
+            f"none of the {num} images in {self.source} can be read; the first: {self.names[0]} ({self.unreadable[0]})",
             code="data-unreadable",
             hint="check the files: PNG, JPEG and WebP are understood",
         )
@@ -138,9 +146,9 @@ class StreamedImages:
         try:
             with self.read(i) as image:
                 if image.height < self.sample_shape[1] or image.width < self.sample_shape[2]:
-                    self._enlarged.add(i)
+                    self.enlarged.add(i)
                 return to_pixels(image, self.sample_shape)
         except UNREADABLE as error:
-            self._enlarged.discard(i)
-            self._unreadable[i] = " ".join(str(error).replace(self.source, "").split())[:200]
+            self.enlarged.discard(i)
+            self.unreadable[i] = " ".join(str(error).replace(self.source, "").split())[:200]
             return None

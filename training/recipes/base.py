@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from distill_rt.core.spec import StudentSpec
+from distill_rt.core.errors import UsageError
+from distill_rt.core.spec import Decoder, StudentSpec
+from distill_rt.models.autoencoder import Autoencoder
 from distill_rt.training.methods.base import Method
 
 
@@ -57,3 +59,26 @@ class Recipe:
         )
         condition = dataclasses.replace(condition, num_classes=num_classes, null_label=num_classes)
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, condition=condition, networks=networks))
+
+    def for_latents(self, autoencoder: Autoencoder) -> Recipe:
+        """The recipe on latents: its network stays as it is but for the channels, images become larger by the autoencoder's
+        factor.
+
+        Raises:
+            UsageError: a network of something else than images.
+        """
+        _, height, width = self.spec.sample_shape
+        latent_shape = autoencoder.latent_channels, height, width
+        channels = {"in_channels": latent_shape[0], "out_channels": latent_shape[0]}
+        if not all(channels.keys() <= network.config.keys() for network in self.spec.networks):
+            raise UsageError(
+                f"the network of {self.spec.name} does not take images, so it takes no latents either",
+                code="recipe-without-images",
+                hint="leave --autoencoder out, or choose a recipe of images (distill-rt recipes)",
+            )
+        networks = tuple(
+            dataclasses.replace(network, config={**network.config, **channels}) for network in self.spec.networks
+        )
+        decoder = Decoder(network=autoencoder.network, image_shape=autoencoder.image_shape(latent_shape))
+        spec = dataclasses.replace(self.spec, sample_shape=latent_shape, networks=networks, decoder=decoder)
+        return dataclasses.replace(self, spec=spec, minutes=None, figures=())
