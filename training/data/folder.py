@@ -39,6 +39,7 @@ def open_folder(root: Path, *, sample_shape: tuple[int, int, int], kind: str) ->
         raise UsageError(
             f"images have 1 or 3 channels, this student's samples have {sample_shape[0]}",
             code="data-shape",
+            hint="a network on latents has a decoder in its contract, and its images go through --autoencoder",
         )
     files = sorted(_images(root))
     if not files:

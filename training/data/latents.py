@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +197,7 @@ class KeptLatents:
             "unreadable": {i - first: why for i, why in self._images.unreadable.items() if i in indices},
             "enlarged": sorted(i - first for i in self._images.enlarged if i in indices),
         }
-        path, partial = self._path(number), self._path(number).with_suffix(f".{id(self):x}.partial")
+        path, partial = self._path(number), self._path(number).with_suffix(f".{secrets.token_hex(4)}.partial")
         with resource_errors(path):
             try:
                 write_file(partial, save(tensors, {"images": json.dumps(said)}))
