@@ -101,9 +101,9 @@ class Sides:
 
     def parts(self) -> dict[str, Any]:
         """Arguments of `save_student`."""
-        parts: dict[str, Any] = {} if self.latents is None else {"decoder": self.latents.decoder}
-        return (
-            parts
-            if self.text is None
-            else parts | {"text_encoder": self.text.encoder, "tokenizer": self.text.tokenizer}
-        )
+        parts: dict[str, Any] = {}
+        if self.text is not None:
+            parts |= {"text_encoder": self.text.encoder, "tokenizer": self.text.tokenizer}
+        if self.latents is not None:
+            parts["decoder"] = self.latents.decoder
+        return parts

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill_rt.core.errors import ArtifactError
 from distill_rt.core.spec import NetworkSpec
-from distill_rt.models.decoder import LatentDecoder, latent_statistics
+from distill_rt.models.decoder import AutoencoderHalf, LatentDecoder
 from distill_rt.models.networks import build_decoder
 
 KINDS = {"AutoencoderTiny": "autoencoder_tiny", "AutoencoderKL": "autoencoder_kl"}
@@ -30,27 +30,13 @@ HINT = (
 )
 
 
-class LatentEncoder(nn.Module):
-    """The encoding half of a diffusers autoencoder: images to what `LatentDecoder` takes.
+class LatentEncoder(AutoencoderHalf):
+    """The encoding half: images to what `LatentDecoder` takes.
 
     Of an encoder that gives a distribution the mode is taken: its spread is far below that of the latents.
-
-    Args:
-        backbone: an autoencoder with `encode`; its decoder is dropped.
     """
 
-    mean_C11: Tensor
-    std_C11: Tensor
-
-    def __init__(self, backbone: Any) -> None:
-        super().__init__()
-        for half in ("decoder", "post_quant_conv"):
-            if hasattr(backbone, half):
-                delattr(backbone, half)
-        self.backbone = backbone
-        mean_C11, std_C11 = latent_statistics(backbone.config)
-        self.register_buffer("mean_C11", mean_C11, persistent=False)
-        self.register_buffer("std_C11", std_C11, persistent=False)
+    dropped = ("decoder", "post_quant_conv")
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Latents of images in [-1, 1]."""
@@ -81,12 +67,6 @@ class Autoencoder:
     @property
     def latent_channels(self) -> int:
         return int(self.encoder.backbone.config.latent_channels)
-
-    @torch.no_grad()
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of the latent of an image."""
-        channels, height, width = self.encoder(torch.zeros(1, *image_shape)).shape[1:]
-        return channels, height, width
 
     @torch.no_grad()
     def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:

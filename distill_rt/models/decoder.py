@@ -9,31 +9,38 @@ Legend: B images, C channels of a latent, H rows, W columns; the image is larger
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 
-class LatentDecoder(nn.Module):
-    """The decoding half of a diffusers autoencoder.
+class AutoencoderHalf(nn.Module):
+    """A diffusers autoencoder without one of its halves, and the scaling of its latents.
 
     Args:
-        backbone: an autoencoder with `decode`; its encoder is dropped.
+        backbone: the autoencoder; it loses the parts `dropped`.
     """
 
     mean_C11: Tensor
     std_C11: Tensor
+    dropped: ClassVar[tuple[str, str]]
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
-        for half in ("encoder", "quant_conv"):
-            if hasattr(backbone, half):
-                delattr(backbone, half)
+        for part in self.dropped:
+            if hasattr(backbone, part):
+                delattr(backbone, part)
         self.backbone = backbone
         mean_C11, std_C11 = latent_statistics(backbone.config)
         self.register_buffer("mean_C11", mean_C11, persistent=False)
         self.register_buffer("std_C11", std_C11, persistent=False)
+
+
+class LatentDecoder(AutoencoderHalf):
+    """The decoding half: what `decode` gives of latents whose scaling is undone."""
+
+    dropped = ("encoder", "quant_conv")
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
         """Images in about [-1, 1]."""

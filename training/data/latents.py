@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,14 +99,10 @@ class KeptLatents:
         Raises:
             ArtifactError: not one image can be read.
         """
-        images = self._images
-        found = [self._readable(i) for i in draws.integers(0, self._num, Purpose.INDEX).tolist()]
-        index_B = torch.tensor([i for i, _ in found])
-        return Batch(
-            x0_BCHW=torch.stack([latent for _, latent in found]).float(),
-            label_B=None if images.label_N is None else images.label_N[index_B],
-            captions_B=None if images.captions_N is None else tuple(images.captions_N[i] for i, _ in found),
-        )
+        drawn = draws.integers(0, self._num, Purpose.INDEX).tolist()
+        found = [self._images.first_readable(i, self._latent) for i in drawn]
+        x0_BCHW = torch.stack([latent for _, latent in found]).float()
+        return self._images.batch_of([i for i, _ in found], x0_BCHW)
 
     def fill(
         self, *, rank: int = 0, count: int = 1, wait: Callable[[], None], progress: Progress | None = None
@@ -133,18 +129,6 @@ class KeptLatents:
                 self._write(number)
             wait()
 
-    def _readable(self, i: int) -> tuple[int, Tensor]:
-        for k in (*range(i, self._num), *range(i)):
-            latent = self._latent(k)
-            if latent is not None:
-                return k, latent
-        raise ArtifactError(
-            f"none of the {self._num} images in {self._images.source} can be read; the first: {self._images.names[0]} "
-            f"({self._images.unreadable.get(0, 'no reason kept')})",
-            code="data-unreadable",
-            hint="check the files: PNG, JPEG and WebP are understood",
-        )
-
     def _latent(self, i: int) -> Tensor | None:
         number, row = divmod(i, FILE_IMAGES)
         file = self._open(number)
@@ -152,7 +136,7 @@ class KeptLatents:
             return self._encoded([i])[0]
         return file.latents_NCHW[row] if bool(file.readable_N[row]) else None
 
-    def _encoded(self, indices: list[int]) -> list[Tensor | None]:
+    def _encoded(self, indices: Sequence[int]) -> list[Tensor | None]:
         """float16 latents, None for images that cannot be read."""
         pixels = self._images.pixels(indices)
         whole = [p for p in pixels if p is not None]
@@ -184,7 +168,7 @@ class KeptLatents:
 
     def _write(self, number: int) -> None:
         first = number * FILE_IMAGES
-        indices = list(range(first, min(first + FILE_IMAGES, self._num)))
+        indices = range(first, min(first + FILE_IMAGES, self._num))
         rows: list[Tensor | None] = []
         for start in range(0, len(indices), ENCODED_AT_ONCE):
             rows += self._encoded(indices[start : start + ENCODED_AT_ONCE])
@@ -206,25 +190,24 @@ class KeptLatents:
                 partial.unlink(missing_ok=True)
 
     def _check_mark(self) -> None:
-        try:
-            mark: Any = json.loads((self._directory / MARK).read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+        mark: Any = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            mark = json.loads((self._directory / MARK).read_bytes())
+        if not isinstance(mark, dict):
             raise ArtifactError(
                 f"{self._directory} is no directory of latents: {MARK} cannot be read",
                 code="latents-invalid",
                 hint="choose another directory for --latents, or remove this one",
-            ) from error
-        if mark != self._mark:
-            other = next((name for name in self._mark if mark.get(name) != self._mark[name]), "images")
-            raise _other(
-                self._directory,
-                f"of other images ({other} differs)" if other != "autoencoder" else "by another autoencoder",
             )
+        if mark.get("autoencoder") != self._mark["autoencoder"]:
+            raise _other(self._directory, "by another autoencoder")
+        if mark != self._mark:
+            raise _other(self._directory, "of other images")
 
     def _compare(self) -> None:
         """A folder is named by names and sizes of files, so a few images are encoded anew."""
         numbers = range(-(-self._num // FILE_IMAGES))
-        for number in numbers[:: max(1, len(numbers) // NUM_COMPARED)]:
+        for number in numbers[:: -(-len(numbers) // NUM_COMPARED)]:
             file = self._open(number)
             if file is None or not bool(file.readable_N.any()):
                 continue

@@ -66,7 +66,7 @@ def open_source(what: str, spec: StudentSpec) -> Source:
 def recorded_source(identity: str) -> str | None:
     """What `open_source` opens for an identity that a student records; None for data that only their owner can find."""
     if identity.startswith(LATENTS):
-        identity = identity.split(":", 2)[2]
+        identity = identity.removeprefix(LATENTS).partition(":")[2]
     return None if identity.startswith(_EXTERNAL) else identity
 
 

@@ -8,12 +8,14 @@ Legend: B samples of a batch, N images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from distill_rt.training.draws import Draws, Purpose
 
 CACHE_BYTES = 1 << 28
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -77,14 +80,34 @@ class StreamedImages:
         """
         drawn = draws.integers(0, len(self.names), Purpose.INDEX).tolist()
         self._start(drawn)
-        found = [self._readable(i) for i in drawn]
+        found = [self.first_readable(i, self._decoded) for i in drawn]
         self._start(draws.following().integers(0, len(self.names), Purpose.INDEX).tolist())  # while the step trains
-        index_B = torch.tensor([i for i, _ in found])
-        x0 = torch.from_numpy(np.stack([pixels for _, pixels in found])).float() / 127.5 - 1.0
+        x0_BCHW = torch.from_numpy(np.stack([pixels for _, pixels in found])).float() / 127.5 - 1.0
+        return self.batch_of([i for i, _ in found], x0_BCHW)
+
+    def batch_of(self, indices: Sequence[int], x0_BCHW: torch.Tensor) -> Batch:
+        """x0 with the labels and captions of these images (B)."""
         return Batch(
-            x0_BCHW=x0,
-            label_B=None if self.label_N is None else self.label_N[index_B],
-            captions_B=None if self.captions_N is None else tuple(self.captions_N[i] for i, _ in found),
+            x0_BCHW=x0_BCHW,
+            label_B=None if self.label_N is None else self.label_N[torch.tensor(indices)],
+            captions_B=None if self.captions_N is None else tuple(self.captions_N[i] for i in indices),
+        )
+
+    def first_readable(self, i: int, read: Callable[[int], T | None]) -> tuple[int, T]:
+        """`read` of image i or of the next one for which it is not None, with its index.
+
+        Raises:
+            ArtifactError: not one image can be read.
+        """
+        num = len(self.names)
+        for k in itertools.chain(range(i, num), range(i)):
+            found = read(k)
+            if found is not None:
+                return k, found
+        raise ArtifactError(
+            f"none of the {num} images in {self.source} can be read; the first: {self.names[0]} ({self.unreadable[0]})",
+            code="data-unreadable",
+            hint="check the files: PNG, JPEG and WebP are understood",
         )
 
     def pixels(self, indices: Sequence[int]) -> list[Pixels | None]:
@@ -125,22 +148,13 @@ class StreamedImages:
             while len(self._kept) > limit:
                 self._kept.popitem(last=False)
 
-    def _readable(self, i: int) -> tuple[int, Pixels]:
-        """Image i or the next one that can be read, with its index."""
-        num = len(self.names)
-        for k in (*range(i, num), *range(i)):
-            if k in self.unreadable:
-                continue
-            with self._lock:
-                started = self._kept.get(k)
-            pixels = self._decode(k) if started is None else started.result()
-            if pixels is not None:
-                return k, pixels
-        raise ArtifactError(
-            f"none of the {num} images in {self.source} can be read; the first: {self.names[0]} ({self.unreadable[0]})",
-            code="data-unreadable",
-            hint="check the files: PNG, JPEG and WebP are understood",
-        )
+    def _decoded(self, i: int) -> Pixels | None:
+        """Image i, by now decoded in a thread, as a rule."""
+        if i in self.unreadable:
+            return None
+        with self._lock:
+            started = self._kept.get(i)
+        return self._decode(i) if started is None else started.result()
 
     def _decode(self, i: int) -> Pixels | None:
         try:

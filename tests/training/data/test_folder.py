@@ -184,7 +184,7 @@ def test_the_next_step_is_decoded_ahead(greys, monkeypatch):
         data._kept[i].result()
     monkeypatch.setattr(data, "read", lambda i: pytest.fail("decoded already"))
     data._start(wanted)
-    assert [data._readable(i)[0] for i in wanted] == wanted
+    assert [data.first_readable(i, data._decoded)[0] for i in wanted] == wanted
 
 
 def test_the_identity_is_of_the_content(greys, tmp_path):
