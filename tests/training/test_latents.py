@@ -134,7 +134,9 @@ def test_unreadable_images_are_replaced_and_noted_also_from_files(
     folder = latents._images
     assert "1 of 10 images" in folder.notes[0]
     assert "03.png" in folder.notes[0]
-    assert folder.first_readable(3, latents._latent)[0] == 4
+    (index, third), (_, fourth) = (folder.first_readable(i, latents._latent) for i in (3, 4))
+    assert index == 4
+    assert torch.equal(third, fourth)
     for file in images.iterdir():
         file.write_bytes(b"")
     kept(images, autoencoder, tmp_path / "none").fill(wait=lambda: None)
@@ -168,6 +170,9 @@ def test_latents_of_others_are_refused(images: Path, autoencoder: Path, tmp_path
     with pytest.raises(UsageError, match="of other images"):
         kept(images, autoencoder, directory)
     (directory / "latents.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="no directory of latents"):
+        kept(images, autoencoder, directory)
+    (directory / "latents.json").unlink()
     with pytest.raises(ArtifactError, match="no directory of latents"):
         kept(images, autoencoder, directory)
     assert file.exists()
