@@ -24,6 +24,7 @@ def write_autoencoder(path: Path, *, seed: int = 0, iterations: int = 600, **con
     """Trained for seconds and saved by `save_pretrained`."""
     from diffusers import AutoencoderTiny
 
+    torch.set_num_threads(1)  # a fixture of a module comes before the one that does it for each test
     torch.manual_seed(seed)
     blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1), "upsampling_scaling_factor": FACTOR}
