@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.kept import read_kept
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.metrics import sliced_wasserstein
+from distill_rt.training.quality.prompts import asked_prompts, recorded_data
 
 EMA_DECAYS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Of the averages that the search starts from, beside the plain one and the last weights."""
@@ -42,6 +43,7 @@ def combine(
     *,
     weights: Path | None = None,
     steps: int | None = None,
+    prompts: Sequence[str] | None = None,
     num_samples: int = 1000,
     generations: int = 20,
     population: int = 16,
@@ -55,6 +57,7 @@ def combine(
         student, teacher: directories.
         weights: of the student's run; None is ``<student>.weights``.
         steps: the plan whose samples are compared; None is the contract's default.
+        prompts: as for `evaluate`.
         num_samples: of one combination.
         generations, population: evaluations are their product.
         seed: of the search.
@@ -65,7 +68,7 @@ def combine(
         ``beats_average`` says whether it is nearer than the plain average on the latter.
 
     Raises:
-        UsageError: settings out of range, or a teacher of other samples.
+        UsageError: settings out of range, a teacher of other samples, or no prompts.
         ArtifactError: no weights, or of another run.
     """
     if num_samples < 10 or generations < 1 or population < 4:
@@ -83,10 +86,12 @@ def combine(
     if len(kept) < 2:
         raise ArtifactError("one checkpoint is no choice", code="weights-missing", hint="use a smaller --keep-every")
     mixture = Mixture(loaded.networks[0], list(kept.values()))
+    reads = reference.spec.condition.kind == "text"
+    asked = asked_prompts(reference, recorded_data(reference) if reads else None, prompts, num_samples)
     check_writable(out)
 
     def bench_of(noise: int) -> QualityBench:
-        return QualityBench(reference, None, num_samples=num_samples, seed=noise)
+        return QualityBench(reference, None, asked=asked, num_samples=num_samples, seed=noise)
 
     def distance(bench: QualityBench, network: nn.Module) -> float:
         samples = bench.student_samples(dataclasses.replace(loaded, networks=(network,)), num_steps)
@@ -127,7 +132,15 @@ def combine(
 def _save(out: Path, student: Student, network: nn.Module, made: dict[str, Any], *, force: bool) -> str:
     provenance = {**student.spec.provenance, "combined": {"student": student.digest, **made}}
     spec = dataclasses.replace(student.spec, provenance=provenance)
-    return save_student(out, spec, [network], decoder=student.decoder, force=force)
+    return save_student(
+        out,
+        spec,
+        [network],
+        text_encoder=student.text_encoder,
+        decoder=student.decoder,
+        tokenizer=student.tokenizer,
+        force=force,
+    )
 
 
 class Mixture:

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.core.errors import UsageError
 from distill_rt.models import Student, load_student
-from distill_rt.training.data import load_dataset
-from distill_rt.training.data.source import recorded_source
 from distill_rt.training.methods import METHODS
 from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
 from distill_rt.training.quality.bench import FRESH_SEEDS, QualityBench
 from distill_rt.training.quality.gate import Yardstick, verdict
+from distill_rt.training.quality.prompts import asked_prompts, recorded_data
 
 MIN_SAMPLES, MAX_SAMPLES = 200, 1_000_000
 
@@ -30,6 +29,7 @@ def evaluate(
     nfe: Sequence[int] | None = None,
     num_samples: int = 2000,
     guidance: float | None = None,
+    prompts: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -40,12 +40,14 @@ def evaluate(
         nfe: numbers of steps within the student's contract; None is all of them.
         num_samples: per sample set, at least 200.
         guidance: w; None is the contract's default.
+        prompts: of a student that reads them, given in turn; None are captions of scenes that training never draws.
 
     Returns:
-        A JSON object: ``rows`` (one per number of steps: measures, passed, failures), ``baselines`` and ``floor``.
+        A JSON object: ``rows`` (one per number of steps: measures, passed, failures), ``baselines`` and ``floor``;
+        ``num_prompts`` that were different.
 
     Raises:
-        UsageError: a number of steps or guidance outside of the contract, or another kind of data.
+        UsageError: a number of steps or guidance outside of the contract, another kind of data, or no prompts.
     """
     loaded, reference = load_student(student), load_student(teacher)
     if loaded.spec.sample_shape != reference.spec.sample_shape or loaded.spec.condition != reference.spec.condition:
@@ -58,7 +60,7 @@ def evaluate(
     counts = [loaded.spec.check_steps(n) for n in (nfe or loaded.spec.steps)]
     if loaded.spec.guidance.mode != "none":
         loaded.spec.check_guidance(guidance)
-    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, seed=seed)
+    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, prompts=prompts, seed=seed)
     rows = []
     for index, num_steps in enumerate(counts):
         if progress is not None:
@@ -69,13 +71,21 @@ def evaluate(
         "teacher": str(teacher),
         "guidance": bench.guidance,
         "num_samples": num_samples,
+        **({} if bench.prompts is None else {"num_prompts": len(set(bench.prompts))}),
         "seed": seed,
         "rows": rows,
     }
 
 
-def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, seed: int) -> QualityBench:
-    """The yardstick of a teacher that says which data it knows."""
+def open_bench(
+    teacher: Student,
+    *,
+    num_samples: int,
+    guidance: float | None,
+    prompts: Sequence[str] | None = None,
+    seed: int,
+) -> QualityBench:
+    """The yardstick of a teacher that says which data it knows; arguments and errors as of `evaluate`."""
     if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
         raise UsageError(
             f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",
@@ -87,17 +97,9 @@ def open_bench(teacher: Student, *, num_samples: int, guidance: float | None, se
             code="seed-out-of-range",
         )
     teacher.spec.check_guidance(guidance)
-    data = teacher.spec.provenance.get("data")
-    if not isinstance(data, str):
-        raise ArtifactError(
-            f"{teacher.path} does not say which data it was trained on",
-            code="teacher-without-data",
-            hint="train it with distill-rt train",
-        )
-    # Images of one's own, and latents, are measured against the teacher alone, which needs none of them.
-    recorded = None if teacher.spec.decoder is not None else recorded_source(data)
-    dataset = None if recorded is None else load_dataset(recorded)
-    return QualityBench(teacher, dataset, num_samples=num_samples, guidance=guidance, seed=seed)
+    dataset = recorded_data(teacher)
+    asked = asked_prompts(teacher, dataset, prompts, num_samples)
+    return QualityBench(teacher, dataset, asked=asked, num_samples=num_samples, guidance=guidance, seed=seed)
 
 
 def evaluate_steps(

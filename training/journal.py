@@ -2,7 +2,8 @@
 
     DIR/config.json            the frozen configuration, as of a dry run
     DIR/metrics.jsonl          one object per logged step, in order, each step once however often the run was killed
-    DIR/samples/step-*.png     images from the same seeds and labels
+    DIR/samples/step-*.png     images from the same seeds and labels or prompts
+    DIR/samples/prompts.txt    one for each image of a sheet, row by row
     DIR/events.out.tfevents.*  the same figures for TensorBoard
 
 Nothing here changes the run: a run with a journal ends with the bits of one without.
@@ -27,8 +28,9 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.optional import require
 from distill_rt.core.spec import StudentSpec
 from distill_rt.training.sampling import sample
+from distill_rt.training.text import Prompts
 
-METRICS, CONFIGURATION, SAMPLES = "metrics.jsonl", "config.json", "samples"
+METRICS, CONFIGURATION, SAMPLES, PROMPTS = "metrics.jsonl", "config.json", "samples", "prompts.txt"
 NUM_SAMPLES = 16
 MIN_SHOWN_PX = 64
 _COLOUR_MODES = {1: "L", 3: "RGB"}
@@ -95,6 +97,7 @@ class Journal:
         configuration: JSON, for ``config.json``.
         may_replace: go on with, or replace, the journal that stands there.
         decode: samples to images, for a contract with a decoder.
+        prompts: of the samples, for a contract with prompts.
 
     Raises:
         UsageError: a journal of another run stands there, or samples are wanted that are no images.
@@ -109,8 +112,10 @@ class Journal:
         *,
         may_replace: bool,
         decode: Callable[[Tensor], Tensor] | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
-        self._options, self._spec, self._configuration, self._decode = options, spec, configuration, decode
+        self._options, self._spec, self._configuration = options, spec, configuration
+        self._decode, self._prompts = decode, prompts
         if (options.directory / METRICS).exists() and not may_replace:
             raise UsageError(
                 f"{options.directory} holds the journal of another run",
@@ -121,12 +126,6 @@ class Journal:
             raise UsageError(
                 f"samples of shape {spec.image_shape} are no images, so there are no sheets of them",
                 code="samples-not-images",
-                hint="leave --sample-every out",
-            )
-        if options.sample_every and spec.condition.kind == "text":
-            raise UsageError(
-                "sheets of samples are made without prompts, which this network reads",
-                code="samples-without-prompts",
                 hint="leave --sample-every out",
             )
         if options.tensorboard:
@@ -141,6 +140,9 @@ class Journal:
             kept = _lines_up_to(directory / METRICS, done)
             _replace(directory / METRICS, "".join(kept))
             _replace(directory / CONFIGURATION, json.dumps(self._configuration, indent=1) + "\n")
+            if self._options.sample_every and self._prompts is not None:
+                lines = (" ".join(text.split()) for text in self._prompts.texts)
+                _replace(directory / SAMPLES / PROMPTS, "".join(f"{line}\n" for line in lines))
             if self._options.tensorboard:
                 board = require("torch.utils.tensorboard", extra="tensorboard")
                 self._board = board.SummaryWriter(str(directory), purge_step=done + 1)
@@ -187,6 +189,7 @@ class Journal:
             range(NUM_SAMPLES),
             table=spec.plans[spec.default_steps],
             labels=[i % classes for i in range(NUM_SAMPLES)] if classes else None,
+            prompts=self._prompts,
         )
         student.train(was_training)
         images = images if self._decode is None else self._decode(images)

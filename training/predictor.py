@@ -38,6 +38,18 @@ class Conditions:
             second_time_B=moved(self.second_time_B),
         )
 
+    def without_and_with(self, null_label: int | None, null_text_LD: Tensor | None) -> Conditions:
+        """The null condition for every image, then what each asks for: one batch of both, for guidance by two evaluations.
+
+        Raises:
+            ValueError: nothing is asked for, or there is no null condition of its kind.
+        """
+        if self.label_B is not None and null_label is not None:
+            return Conditions(label_B=torch.cat([torch.full_like(self.label_B, null_label), self.label_B]))
+        if self.text_BLD is not None and null_text_LD is not None:
+            return Conditions(text_BLD=torch.cat([null_text_LD.expand_as(self.text_BLD), self.text_BLD]))
+        raise ValueError("guidance by two evaluations needs labels or prompts, and the null one")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
@@ -102,19 +114,10 @@ class Teacher:
             return self.predictor.x0(x_BCHW, t_B, conditions)
         if w_B is None:
             raise ValueError("a teacher guided by two evaluations needs guidance scales")
-        twice = self._without_and_with(conditions)
+        twice = conditions.without_and_with(self.spec.condition.null_label, self.null_text_LD)
         both = self.predictor.x0(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), twice)
         x0_u, x0_c = both.chunk(2)
         return x0_u + w_B[:, None, None, None] * (x0_c - x0_u)
-
-    def _without_and_with(self, conditions: Conditions) -> Conditions:
-        """The null condition for every image, then the conditions, for one batch of both."""
-        label_B, text_BLD = conditions.label_B, conditions.text_BLD
-        if label_B is not None and self.spec.condition.null_label is not None:
-            return Conditions(label_B=torch.cat([torch.full_like(label_B, self.spec.condition.null_label), label_B]))
-        if text_BLD is not None and self.null_text_LD is not None:
-            return Conditions(text_BLD=torch.cat([self.null_text_LD.expand_as(text_BLD), text_BLD]))
-        raise ValueError("a teacher guided by two evaluations needs labels or prompts, and the null one")
 
     def step_with(self, x_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
         """The DDIM jump from t to s with a prediction that is known already."""

@@ -22,7 +22,8 @@ from distill_rt.models.autoencoder import load_autoencoder
 from distill_rt.training.config import TrainConfig, check_method, check_seed
 from distill_rt.training.data.source import Source, check_classes, open_source, recorded_source
 from distill_rt.training.device import DeviceChoice, choose_device
-from distill_rt.training.journal import Journal, JournalOptions
+from distill_rt.training.draws import Draws
+from distill_rt.training.journal import NUM_SAMPLES, Journal, JournalOptions
 from distill_rt.training.kept import MARK, KeptWeights, run_digest
 from distill_rt.training.latents import LatentSide
 from distill_rt.training.methods import METHODS
@@ -33,7 +34,7 @@ from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.sides import Sides
 from distill_rt.training.smaller import network_cost
-from distill_rt.training.text import fresh_text
+from distill_rt.training.text import Prompts, fresh_text
 from distill_rt.training.trainer import Progress, Trainer
 
 CHECKPOINT_EVERY = 250
@@ -299,7 +300,7 @@ def _run_as(
     )
     configuration = _configuration(config, teacher, out) | {"processes": processes.count, "device": device.type}
     _check_samples(options)
-    journal = _open_journal(options, method.contract(teacher.spec), configuration, sides)
+    journal = _open_journal(options, method.contract(teacher.spec), configuration, sides, source)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
@@ -362,14 +363,19 @@ def _check_samples(options: RunOptions) -> None:
 
 
 def _open_journal(
-    options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any], sides: Sides
+    options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any], sides: Sides, source: Source
 ) -> Journal | None:
     wanted = options.get("journal")
     if wanted is None:
         return None
     may_replace = options.get("resume", False) or options.get("force", False)
     decode = None if sides.latents is None else sides.latents.decode
-    return Journal(wanted, spec, configuration, may_replace=may_replace, decode=decode)
+    prompts = None
+    if sides.text is not None and wanted.sample_every:  # those of the first images that are trained on
+        captions = source.dataset.batch(Draws(options.get("seed", 0), 0, NUM_SAMPLES)).captions_B
+        assert captions is not None
+        prompts = Prompts(texts=captions, side=sides.text)
+    return Journal(wanted, spec, configuration, may_replace=may_replace, decode=decode, prompts=prompts)
 
 
 def _settings_of(method: Any) -> dict[str, Any]:

@@ -50,12 +50,10 @@ class Sides:
                 code="autoencoder-missing",
                 hint="say where it is: --autoencoder DIR, a diffusers AutoencoderKL or AutoencoderTiny (docs/training.md)",
             )
-        text = latents = None
-        if teacher.text_encoder is not None and teacher.tokenizer is not None:
-            text = TextSide(teacher.spec.condition, teacher.text_encoder, teacher.tokenizer)
+        latents = None
         if teacher.decoder is not None and autoencoder is not None:
             latents = LatentSide(load_autoencoder(autoencoder), teacher.decoder)
-        return cls(text=text, latents=latents)
+        return cls(text=TextSide.of(teacher), latents=latents)
 
     @property
     def null_text_LD(self) -> Tensor | None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from distill_rt.core.condition import Condition
 from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.tokenizer import TOKENIZER_FILE, Tokenizer, word_tokenizer
-from distill_rt.models import build_text_encoder
+from distill_rt.models import Student, build_text_encoder
 from distill_rt.training.data import Batch, Dataset
 from distill_rt.training.draws import Draws
 
@@ -44,6 +45,13 @@ class TextSide:
         self._tokens = Tokenizer(tokenizer, condition)
         self._unknown = unknown_token
         self._kept: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, student: Student) -> TextSide | None:
+        """That of a loaded student or teacher; None where it reads no prompts."""
+        if student.text_encoder is None or student.tokenizer is None:
+            return None
+        return cls(student.spec.condition, student.text_encoder, student.tokenizer)
 
     @property
     def null_LD(self) -> Tensor:
@@ -72,6 +80,23 @@ class TextSide:
             with torch.no_grad():
                 self._kept[caption] = self.encoder(ids)[0]
         return self._kept[caption]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompts:
+    """What each of N images shall show, and who tells it a network.
+
+    Args:
+        texts: N of them.
+        side: of the network that is asked.
+    """
+
+    texts: tuple[str, ...]
+    side: TextSide
+
+    def embedded(self, part: slice) -> Tensor:
+        """Those of a part of the images, (B, L, D)."""
+        return self.side.embed(self.texts[part])
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from distill_rt.cli.outcome import Outcome, table
 from distill_rt.cli.parser import add_force, positive
 from distill_rt.cli.progress import progress_bar
+from distill_rt.cli.prompts import add_prompts, read_prompts
 
 EXTRA = "train"
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="its teacher, the yardstick")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="kept weights (STUDENT.weights)")
     parser.add_argument("--steps", type=positive, help="the plan whose samples are compared (the default one)")
+    add_prompts(parser)
     parser.add_argument("--samples", type=positive, default=1000, help="images of one combination (1000)")
     parser.add_argument("--generations", type=positive, default=20, help="of the search (20)")
     parser.add_argument("--population", type=positive, default=16, help="combinations of a generation (16)")
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from distill_rt.training.combine import combine
 
+    prompts = None if args.prompts is None else read_prompts(args.prompts)
     with progress_bar() as progress:
         made = combine(
             args.student,
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> Outcome:
             args.out,
             weights=args.weights,
             steps=args.steps,
+            prompts=prompts,
             num_samples=args.samples,
             generations=args.generations,
             population=args.population,

@@ -14,6 +14,7 @@ from typing import Any
 from distill_rt.cli.outcome import Outcome, table
 from distill_rt.cli.parser import positive, positives
 from distill_rt.cli.progress import progress_bar
+from distill_rt.cli.prompts import add_prompts, read_prompts
 
 EXTRA = "train"
 
@@ -26,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nfe", type=positives, metavar="1,2,4", help="numbers of steps (all of the contract)")
     parser.add_argument("--samples", type=positive, default=2000, help="images per sample set (2000)")
     parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale (the contract's default)")
+    add_prompts(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the sampled noise (0)")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     from distill_rt.training.evaluate import evaluate
 
+    prompts = None if args.prompts is None else read_prompts(args.prompts)
     with progress_bar() as progress:
         report = evaluate(
             args.student,
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> Outcome:
             nfe=args.nfe,
             num_samples=args.samples,
             guidance=args.guidance,
+            prompts=prompts,
             seed=args.seed,
             progress=progress,
         )

@@ -24,14 +24,14 @@ from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Batch, Shapes
 from distill_rt.training.data.shapes import WORDS, Scene
 from distill_rt.training.draws import Draws, Purpose
-from distill_rt.training.evaluate import evaluate
 from distill_rt.training.journal import JournalOptions
 from distill_rt.training.methods import METHODS, Denoising
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.run import distill, train
+from distill_rt.training.sampling import sample
 from distill_rt.training.student import draw_conditions, student_network
-from distill_rt.training.text import EmbeddedCaptions, TextSide, fresh_text
+from distill_rt.training.text import EmbeddedCaptions, Prompts, TextSide, fresh_text
 from distill_rt.training.trainer import Trainer
 
 SMALL = {"sample_size": 8, "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 2}
@@ -336,6 +336,9 @@ def test_from_captions_to_images(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["compile", bundle, "--target", "openvino:cpu", "--out", engine, "--no-cache"]) == 0
     capsys.readouterr()
     images = []
+    loaded = load_student(tmp_path / "student")
+    side = TextSide.of(loaded)
+    assert side is not None
     for prompt in ("two red circles in the top left and the bottom right", "a blue cross in the top left"):
         words = [
             "generate",
@@ -352,17 +355,40 @@ def test_from_captions_to_images(root: Path, tmp_path: Path, capsys: pytest.Capt
         assert main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["cut_prompts"] == [""]
         images.append(np.asarray(Image.open(tmp_path / "i.png")))
+        prompts = Prompts(texts=(prompt,), side=side)
+        measured = sample(loaded.spec, loaded.networks, [3], table=loaded.spec.plans[2], prompts=prompts, guidance=4.0)
+        pixels = ((measured[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+        assert np.abs(images[-1][::2, ::2] - pixels).max() <= 1, "what is measured is what the engine makes"
     assert images[0].shape[2] == 3
     assert not np.array_equal(images[0], images[1])
 
 
+def test_sheets_show_the_first_captions_and_change_nothing(root: Path, tmp_path: Path) -> None:
+    settings = {"steps": "2", "batch_size": "2", "warmup": "1"}
+    journal = JournalOptions(directory=tmp_path / "journal", sample_every=2)
+    made = train("shapes-text-teacher", tmp_path / "t", settings=settings, journal=journal)
+    assert made["digest"] == load_student(root / "teacher").digest
+    captions = Shapes().batch(Draws(0, 0, 16)).captions_B
+    assert (tmp_path / "journal/samples/prompts.txt").read_text().splitlines() == list(captions or ())
+    sheet = np.asarray(Image.open(tmp_path / "journal/samples/step-0000002.png"))
+    loaded = load_student(tmp_path / "t")
+    side = TextSide.of(loaded)
+    assert side is not None
+    assert captions is not None
+    x0 = sample(
+        loaded.spec,
+        loaded.networks,
+        range(16),
+        table=loaded.spec.plans[loaded.spec.default_steps],
+        prompts=Prompts(texts=captions, side=side),
+    )
+    pixels = ((x0.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    third_of_the_second_row = sheet[64:128:2, 128:192:2]  # enlarged twice
+    assert np.abs(third_of_the_second_row.astype(int) - pixels[6]).max() <= 1
+
+
 def test_what_knows_no_prompts_says_so(root: Path, tmp_path: Path) -> None:
     teacher = root / "teacher"
-    with pytest.raises(UsageError, match="quality protocol"):
-        evaluate(teacher, teacher, num_samples=200)
-    journal = JournalOptions(directory=tmp_path / "journal", sample_every=1)
-    with pytest.raises(UsageError, match="made without prompts"):
-        train("shapes-text-teacher", tmp_path / "t", journal=journal)
     with pytest.raises(UsageError, match="pairs of noise and image"):
         distill("kd", teacher, tmp_path / "t", steps=1)
     folder = tmp_path / "photos"

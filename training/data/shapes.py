@@ -98,6 +98,11 @@ class Shapes:
         )
 
 
+def unseen_scenes(num: int) -> list[Scene]:
+    """What the first `num` scenes show that training never draws."""
+    return render(range(NUM_TRAINING_SCENES, NUM_TRAINING_SCENES + num))[1]
+
+
 def render(indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[Scene]]:
     """Scenes by index, 0 to 2**64 - 1: pixels (B, 3, 32, 32) and what they show."""
     words = uniform_bits(indices, _NUM_WORDS, _STREAM)

@@ -32,6 +32,10 @@ def gaussian_fit(bench: QualityBench) -> Tensor:
     """Samples of a Gaussian with the teacher's mean and covariance."""
     x = bench.fresh.flatten(1).double()
     generator = torch.Generator().manual_seed(bench.seed + 1)
+    if x.shape[1] >= len(x):  # the covariance has no inverse, and for latents of large images no place in memory either
+        mixed = torch.randn(len(x), len(x), generator=generator, dtype=x.dtype) @ (x - x.mean(0)) / (len(x) - 1) ** 0.5
+        drawn: Tensor = (x.mean(0) + mixed).float()
+        return drawn.reshape(bench.fresh.shape)
     covariance = torch.cov(x.T) + 1e-9 * torch.eye(x.shape[1], dtype=x.dtype)
     noise = torch.randn(len(x), x.shape[1], generator=generator, dtype=x.dtype)
     samples: Tensor = x.mean(0) + noise @ torch.linalg.cholesky(covariance).T
@@ -43,9 +47,8 @@ def untrained(bench: QualityBench, student: Student, num_steps: int) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(bench.seed + 2)
         network = build_network(student.spec.networks[0]).eval()
-    w = bench.guidance if student.spec.guidance.mode != "none" else None
     table = student.spec.plans[num_steps]
-    return sample(student.spec, [network], bench.seeds, table=table, labels=bench.labels, guidance=w)
+    return sample(student.spec, [network], bench.seeds, table=table, **bench.given_to(student))
 
 
 def teacher_as_student(bench: QualityBench, student: Student, num_steps: int) -> Tensor:
@@ -55,13 +58,12 @@ def teacher_as_student(bench: QualityBench, student: Student, num_steps: int) ->
     """
     same_inputs = student.spec.network_inputs() == bench.teacher.spec.network_inputs()
     network = bench.teacher.network if same_inputs else student_network(bench.teacher, student.spec).eval()
-    w = bench.guidance if student.spec.guidance.mode != "none" else None
     table = student.spec.plans[num_steps]
-    return sample(student.spec, [network], bench.seeds, table=table, labels=bench.labels, guidance=w)
+    return sample(student.spec, [network], bench.seeds, table=table, **bench.given_to(student))
 
 
 def memoriser(bench: QualityBench) -> Tensor:
-    """Up to 800 of the teacher's own samples, handed out again and again, each under its right label."""
+    """Up to 800 of the teacher's own samples, handed out again and again, each under its right label (not its right prompt)."""
     generator = torch.Generator().manual_seed(bench.seed + 3)
     classes = 1 if bench.labels is None else len(set(bench.labels))  # labels repeat with this period
     per_label = min(800, bench.num_samples // 2) // classes

@@ -6,19 +6,21 @@ are drawn: one from the same noise as the student's (pairing), one from fresh no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_rt.core.errors import UsageError
 from distill_rt.core.samplers.dpmpp_2m import dpmpp_2m
 from distill_rt.core.table import StepTable
 from distill_rt.models import Student
-from distill_rt.training.data import Dataset, Grid25, TensorDataset
+from distill_rt.training.data import Dataset, Grid25, Shapes, TensorDataset
+from distill_rt.training.data.shapes import Scene
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.quality.classifier import Classifier, train_classifier
 from distill_rt.training.quality.metrics import (
@@ -30,8 +32,12 @@ from distill_rt.training.quality.metrics import (
     precision_recall,
     sliced_wasserstein,
 )
+from distill_rt.training.quality.prompts import Asked
+from distill_rt.training.quality.scenes import SceneReader, quarter_labels, train_scene_reader
 from distill_rt.training.sampling import sample
+from distill_rt.training.text import Prompts, TextSide
 
+NO_PROMPTS = Asked()
 REFERENCE_EVALUATIONS = 64
 FRESH_SEEDS = 1 << 32
 FLOOR_SEEDS = 1 << 33
@@ -49,7 +55,8 @@ class Measurement:
         precision, recall: against the fresh set.
         rmse: to the teacher's image of the same noise.
         duplicates: share of samples that have a twin.
-        feature_frechet, label_accuracy: with a classifier of the real data (labelled image data only).
+        feature_frechet, label_accuracy: with a classifier of the real data, where there is one; the latter is the share of
+            images that show what was asked (a label; of prompts about shapes kind, colour, number and places).
         modes, on_modes: modes hit of 25 and share of points on one (grid25 only).
     """
 
@@ -66,12 +73,21 @@ class Measurement:
     on_modes: float | None = None
 
 
+class Given(TypedDict):
+    """Arguments of `sample`."""
+
+    labels: list[int] | None
+    prompts: Prompts | None
+    guidance: float | None
+
+
 class QualityBench:
     """Reference sets of one teacher at one guidance scale.
 
     Args:
         teacher: with its contract.
         dataset: what the teacher was trained on; None if that is not known here.
+        asked: prompts of a teacher that reads them.
         num_samples: per set; 1,000 separates the controls on digits, 4,000 on grid25.
         guidance: w, None for the contract's default.
     """
@@ -81,32 +97,36 @@ class QualityBench:
         teacher: Student,
         dataset: Dataset | None,
         *,
+        asked: Asked = NO_PROMPTS,
         num_samples: int = 2000,
         guidance: float | None = None,
         seed: int = 0,
     ) -> None:
-        if teacher.spec.condition.kind == "text":
-            raise UsageError(
-                f"{teacher.path} reads prompts, which the quality protocol does not give",
-                code="quality-without-prompts",
-                hint="look at its images: export, compile and generate --prompt",
-            )
-        self.teacher = Teacher(teacher.spec, teacher.networks[0])
+        text = TextSide.of(teacher)
+        self.teacher = Teacher(teacher.spec, teacher.networks[0], None if text is None else text.null_LD)
+        self._texts = {teacher.digest: text}
         self.dataset = dataset
         self.num_samples = num_samples
         self.guidance = teacher.spec.guidance.default if guidance is None else guidance
         self.seed = seed
         classes = teacher.spec.condition.num_classes
         self.labels = [i % classes for i in range(num_samples)] if classes else None
-        self.classifier: Classifier | None = (
-            train_classifier(dataset) if isinstance(dataset, TensorDataset) and dataset.num_classes else None
-        )
+        self.prompts = tuple(itertools.islice(itertools.cycle(asked.prompts), num_samples)) or None
+        self._shown = self._to_show(asked.scenes)
+        self.classifier = None if self._shown is None else _classifier(dataset)
         self.seeds = np.arange(num_samples, dtype=np.uint64) + np.uint64(seed * num_samples)
         table = self.reference_table()
+        self._teachers_own = self.given_to(teacher)
         self.paired = self.teacher_samples(table, self.seeds)
         self.fresh = self.teacher_samples(table, self.seeds + np.uint64(FRESH_SEEDS))
 
         self._measured: dict[tuple[str, int], Measurement] = {}
+
+    def _to_show(self, scenes: Sequence[Scene]) -> Tensor | None:
+        """What a classifier shall find: a label for every image, or what stands in its quarters; None where nothing says so."""
+        if scenes:
+            return quarter_labels(list(itertools.islice(itertools.cycle(scenes), self.num_samples)))
+        return None if self.labels is None else torch.tensor(self.labels)
 
     @property
     def floor(self) -> Measurement:
@@ -127,15 +147,21 @@ class QualityBench:
     def teacher_samples(self, table: StepTable, seeds: NDArray[np.uint64] | None = None) -> Tensor:
         """Samples of the teacher by any table, for the bench's own seeds unless told otherwise."""
         chosen = self.seeds if seeds is None else seeds
-        return sample(
-            self.teacher.spec, [self.teacher.network], chosen, table=table, labels=self.labels, guidance=self.guidance
-        )
+        return sample(self.teacher.spec, [self.teacher.network], chosen, table=table, **self._teachers_own)
 
     def student_samples(self, student: Student, num_steps: int) -> Tensor:
         """Samples of a student by a plan of its own contract."""
         table = student.spec.plans[student.spec.check_steps(num_steps)]
-        w = self.guidance if student.spec.guidance.mode != "none" else None
-        return sample(student.spec, student.networks, self.seeds, table=table, labels=self.labels, guidance=w)
+        return sample(student.spec, student.networks, self.seeds, table=table, **self.given_to(student))
+
+    def given_to(self, student: Student) -> Given:
+        """What `sample` is told beside seeds and table: labels or prompts of all images, and the guidance scale."""
+        text = self._texts.setdefault(student.digest, TextSide.of(student))
+        return Given(
+            labels=self.labels,
+            prompts=None if text is None or self.prompts is None else Prompts(texts=self.prompts, side=text),
+            guidance=self.guidance if student.spec.guidance.mode != "none" else None,
+        )
 
     def measure_once(self, name: str, num_steps: int, samples: Callable[[], Tensor]) -> Measurement:
         """`measure` of samples that are the same for every student: made and measured at the first call with this name and
@@ -146,18 +172,18 @@ class QualityBench:
 
     def measure(self, samples: Tensor, *, labels: Sequence[int] | None = None) -> Measurement:
         """Measure samples made from the bench's seeds; `labels` are those asked for (default: the bench's)."""
-        chosen = self.labels if labels is None else list(labels)
+        shown = self._shown if labels is None else torch.tensor(list(labels))
         precision, recall = precision_recall(samples, self.fresh)
         frechet = accuracy = modes = on_modes = None
-        if self.classifier is not None and chosen is not None:
+        if self.classifier is not None and shown is not None:
             frechet = frechet_distance(self.classifier.embed(samples), self.classifier.embed(self.fresh))
-            accuracy = self.classifier.accuracy(samples, torch.tensor(chosen))
+            accuracy = self.classifier.accuracy(samples, shown)
         if isinstance(self.dataset, Grid25):
             on_modes, modes = grid_modes(samples, spacing=self.dataset.spacing, mode_std=self.dataset.mode_std)
         return Measurement(
             swd=sliced_wasserstein(samples, self.paired, seed=self.seed),
             c2st=c2st(samples, self.fresh, seed=self.seed),
-            energy=self.denoising_energy(samples, chosen),
+            energy=self.denoising_energy(samples, self.labels if labels is None else labels),
             precision=precision,
             recall=recall,
             rmse=pairing_rmse(samples, self.paired),
@@ -176,12 +202,22 @@ class QualityBench:
         process = self.teacher.process
         t = float(process.t_from_sigma_ratio(ratio))
         total, start = 0.0, 0
+        prompts = self._teachers_own["prompts"]
         for x0 in samples.split(500):
-            label_B = None if labels is None else torch.tensor(labels[start : start + len(x0)])
+            part = slice(start, start + len(x0))
+            label_B = None if labels is None else torch.tensor(labels[part])
+            text_BLD = None if prompts is None else prompts.embedded(part)
             start += len(x0)
             t_B = torch.full((len(x0),), t)
             w_B = None if self.teacher.spec.guidance.mode == "none" else torch.full((len(x0),), self.guidance)
             x_t = float(process.alpha(t)) * x0
-            denoised = self.teacher.x0(x_t, t_B, Conditions(label_B=label_B, w_B=w_B))
+            denoised = self.teacher.x0(x_t, t_B, Conditions(label_B=label_B, text_BLD=text_BLD, w_B=w_B))
             total += float((denoised - x0).square().flatten(1).mean(dim=1).sum())
         return total / len(samples) / ratio**2
+
+
+def _classifier(dataset: Dataset | None) -> Classifier | SceneReader | None:
+    """Of the real images; None where they are not ours, or have no labels."""
+    if isinstance(dataset, Shapes):
+        return train_scene_reader()
+    return train_classifier(dataset) if isinstance(dataset, TensorDataset) and dataset.num_classes else None

@@ -26,8 +26,14 @@ class Classifier:
         return embedded
 
     @torch.no_grad()
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        return float((self.head(self.features(images)).argmax(dim=1) == labels).float().mean())
+    def classify(self, images: Tensor) -> Tensor:
+        """The most likely class of each image, (N,)."""
+        found: Tensor = self.head(self.features(images)).argmax(dim=1)
+        return found
+
+    def accuracy(self, images: Tensor, asked: Tensor) -> float:
+        """Share of the images that show the asked class, (N,)."""
+        return float((self.classify(images) == asked).float().mean())
 
 
 def train_classifier(data: TensorDataset, *, seed: int = 12345, iterations: int = 800) -> Classifier:

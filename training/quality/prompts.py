@@ -1,0 +1,72 @@
+"""What an evaluation asks for: the prompts that are given, or the captions of scenes that training never draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.models import Student
+from distill_rt.training.data import Dataset, Shapes, load_dataset
+from distill_rt.training.data.shapes import Scene, unseen_scenes
+from distill_rt.training.data.source import recorded_source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Prompts that are given in turn.
+
+    Args:
+        prompts: () for a teacher that reads none.
+        scenes: what they say, one for each, where they are captions of shapes; () where nobody knows.
+    """
+
+    prompts: tuple[str, ...] = ()
+    scenes: tuple[Scene, ...] = ()
+
+
+def recorded_data(teacher: Student) -> Dataset | None:
+    """What a teacher was trained on; None for images of one's own and for latents, whose teachers are the only yardstick.
+
+    Raises:
+        ArtifactError: the teacher does not say.
+    """
+    data = teacher.spec.provenance.get("data")
+    if not isinstance(data, str):
+        raise ArtifactError(
+            f"{teacher.path} does not say which data it was trained on",
+            code="teacher-without-data",
+            hint="train it with distill-rt train",
+        )
+    recorded = None if teacher.spec.decoder is not None else recorded_source(data)
+    return None if recorded is None else load_dataset(recorded)
+
+
+def asked_prompts(teacher: Student, dataset: Dataset | None, prompts: Sequence[str] | None, num_samples: int) -> Asked:
+    """Those of an evaluation.
+
+    Args:
+        dataset: as from `recorded_data`.
+        prompts: None are captions of unseen scenes, for a teacher of shapes.
+
+    Raises:
+        UsageError: prompts for a teacher that reads none, none at all, or an empty one.
+    """
+    if teacher.spec.condition.kind != "text":
+        if prompts is not None:
+            raise UsageError(
+                f"{teacher.path} reads no prompts", code="prompts-not-needed", hint="leave the prompts out (--prompts)"
+            )
+        return Asked()
+    if prompts is None and isinstance(dataset, Shapes):
+        scenes = unseen_scenes(num_samples)
+        return Asked(prompts=tuple(scene.caption for scene in scenes), scenes=tuple(scenes))
+    if prompts is None:
+        raise UsageError(
+            f"{teacher.path} reads prompts, and captions of the data that it was trained on cannot be found again",
+            code="prompts-missing",
+            hint="give some, one in a line: --prompts FILE",
+        )
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UsageError("an evaluation needs one or more prompts, none of them empty", code="prompts-empty")
+    return Asked(prompts=tuple(prompts))
