@@ -156,7 +156,9 @@ class QualityBench:
 
     def given_to(self, student: Student) -> Given:
         """What `sample` is told beside seeds and table: labels or prompts of all images, and the guidance scale."""
-        text = self._texts.setdefault(student.digest, TextSide.of(student))
+        if student.digest not in self._texts:
+            self._texts[student.digest] = TextSide.of(student)
+        text = self._texts[student.digest]
         return Given(
             labels=self.labels,
             prompts=None if text is None or self.prompts is None else Prompts(texts=self.prompts, side=text),
