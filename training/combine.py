@@ -26,7 +26,7 @@ from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.kept import read_kept
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.metrics import sliced_wasserstein
-from distill_rt.training.quality.prompts import asked_prompts, recorded_data
+from distill_rt.training.quality.prompts import asked_prompts
 
 EMA_DECAYS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Of the averages that the search starts from, beside the plain one and the last weights."""
@@ -86,8 +86,7 @@ def combine(
     if len(kept) < 2:
         raise ArtifactError("one checkpoint is no choice", code="weights-missing", hint="use a smaller --keep-every")
     mixture = Mixture(loaded.networks[0], list(kept.values()))
-    reads = reference.spec.condition.kind == "text"
-    asked = asked_prompts(reference, recorded_data(reference) if reads else None, prompts, num_samples)
+    asked = asked_prompts(reference, prompts, num_samples)
     check_writable(out)
 
     def bench_of(noise: int) -> QualityBench:

@@ -98,7 +98,7 @@ def open_bench(
         )
     teacher.spec.check_guidance(guidance)
     dataset = recorded_data(teacher)
-    asked = asked_prompts(teacher, dataset, prompts, num_samples)
+    asked = asked_prompts(teacher, prompts, num_samples)
     return QualityBench(teacher, dataset, asked=asked, num_samples=num_samples, guidance=guidance, seed=seed)
 
 

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,13 @@ from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.samplers.dpmpp_2m import dpmpp_2m
 from distill_rt.core.spec import Guidance, NetworkSpec
 from distill_rt.models import Student, load_student, save_student
+from distill_rt.models.text_encoder import ClipTextEncoder
 from distill_rt.training.combine import combine
 from distill_rt.training.data import Shapes
 from distill_rt.training.data.shapes import NUM_TRAINING_SCENES, WORDS, Scene, render, unseen_scenes
 from distill_rt.training.evaluate import evaluate, measure_yardstick
 from distill_rt.training.predictor import Conditions
-from distill_rt.training.quality.baselines import CONTROLS
+from distill_rt.training.quality.baselines import CONTROLS, gaussian_fit
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.classifier import train_classifier
 from distill_rt.training.quality.gate import Yardstick, verdict
@@ -150,10 +152,11 @@ def scenes_bench() -> Iterator[tuple[QualityBench, Student, Yardstick]]:
     asked = unseen_scenes(NUM_SAMPLES)
     with fresh_text(spec, WORDS, seed=0) as side:
         assert side is not None
+        assert isinstance(side.encoder, ClipTextEncoder)
         exact = Student(
             spec=spec,
             networks=(CaptionTeacher(side, {scene.caption for scene in asked}),),
-            text_encoder=side.encoder,  # type: ignore[arg-type]
+            text_encoder=side.encoder,
             tokenizer=side.tokenizer,
             digest="0" * 64,
             path=Path("scenes"),
@@ -192,7 +195,7 @@ def test_a_gaussian_of_more_elements_than_samples_has_their_covariance(
 ) -> None:
     """Along any direction: the variance of the teacher's samples, from as many draws (a fifth is four deviations)."""
     bench, _, _ = scenes_bench
-    drawn, fresh = CONTROLS["gaussian fit"](bench, None, 2).flatten(1), bench.fresh.flatten(1)  # type: ignore[arg-type]
+    drawn, fresh = gaussian_fit(bench).flatten(1), bench.fresh.flatten(1)
     assert fresh.shape[1] > len(fresh)
     directions = torch.randn(fresh.shape[1], 20, generator=torch.manual_seed(0))
     ratio = (drawn @ directions).var(0) / (fresh @ directions).var(0)
@@ -289,14 +292,14 @@ def test_images_of_ones_own_need_prompts(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_few_evaluations")
 def test_a_combination_of_weights_that_read_prompts(root: Path, tmp_path: Path) -> None:
-    size = {"num_samples": 20, "generations": 1, "population": 4, "steps": 1}
-    made = combine(root / "student", root / "teacher", tmp_path / "a", **size)  # type: ignore[arg-type]
+    size: dict[str, Any] = {"num_samples": 20, "generations": 1, "population": 4, "steps": 1}
+    made = combine(root / "student", root / "teacher", tmp_path / "a", **size)
     student = load_student(tmp_path / "a")
     assert student.tokenizer is not None
     assert student.spec.condition == load_student(root / "teacher").spec.condition
     other = combine(
         root / "student", root / "teacher", tmp_path / "b", prompts=["a white cross in the top left"], **size
-    )  # type: ignore[arg-type]
+    )
     assert other["searched"] != made["searched"]
 
 

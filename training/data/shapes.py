@@ -99,17 +99,15 @@ class Shapes:
 
 
 def unseen_scenes(num: int) -> list[Scene]:
-    """What the first `num` scenes show that training never draws."""
-    return render(range(NUM_TRAINING_SCENES, NUM_TRAINING_SCENES + num))[1]
+    """What the first `num` scenes show that training never draws; nothing is painted."""
+    words = uniform_bits(range(NUM_TRAINING_SCENES, NUM_TRAINING_SCENES + num), _NUM_WORDS, _STREAM)
+    return _scenes(*_contents(words))
 
 
 def render(indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[Scene]]:
     """Scenes by index, 0 to 2**64 - 1: pixels (B, 3, 32, 32) and what they show."""
     words = uniform_bits(indices, _NUM_WORDS, _STREAM)
-    kind_B, colour_B, count_B = (_below(words[:, i], n) for i, n in enumerate((len(KINDS), len(COLOURS), 4)))
-    # The quarters with the smallest words are filled: a stable sort decides ties.
-    rank_BQ = words[:, 3:7].argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    filled_BQ = rank_BQ <= count_B[:, None]
+    kind_B, colour_B, filled_BQ = _contents(words)
     unit = (words[:, 7:].astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
     radius_B = _within(unit[:, 0], *_RADIUS_PX)
     background_B = _within(unit[:, 1], *_BACKGROUND)
@@ -118,11 +116,22 @@ def render(indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.uint8
     coverage_BHW = _coverage(kind_B, quarter_Q2 + jitter_BQ2, radius_B, filled_BQ)[:, None]
     paint_BC11 = np.array(list(COLOURS.values()), np.float32)[colour_B][:, :, None, None]
     levels = background_B[:, None, None, None] * (1 - coverage_BHW) + paint_BC11 * coverage_BHW
-    scenes = [
+    return (levels + np.float32(0.5)).astype(np.uint8), _scenes(kind_B, colour_B, filled_BQ)
+
+
+def _contents(words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Kind (B,), colour (B,) and filled quarters (B, Q) of scenes, from their words."""
+    kind_B, colour_B, count_B = (_below(words[:, i], n) for i, n in enumerate((len(KINDS), len(COLOURS), 4)))
+    # The quarters with the smallest words are filled: a stable sort decides ties.
+    rank_BQ = words[:, 3:7].argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    return kind_B, colour_B, rank_BQ <= count_B[:, None]
+
+
+def _scenes(kind_B: NDArray[np.int64], colour_B: NDArray[np.int64], filled_BQ: NDArray[np.bool_]) -> list[Scene]:
+    return [
         Scene(kind=int(kind), colour=int(colour), quarters=tuple(int(q) for q in np.flatnonzero(filled)))
         for kind, colour, filled in zip(kind_B, colour_B, filled_BQ, strict=True)
     ]
-    return (levels + np.float32(0.5)).astype(np.uint8), scenes
 
 
 def _below(word_B: NDArray[np.uint32], limit: int) -> NDArray[np.int64]:

@@ -42,14 +42,14 @@ def recorded_data(teacher: Student) -> Dataset | None:
     return None if recorded is None else load_dataset(recorded)
 
 
-def asked_prompts(teacher: Student, dataset: Dataset | None, prompts: Sequence[str] | None, num_samples: int) -> Asked:
+def asked_prompts(teacher: Student, prompts: Sequence[str] | None, num_samples: int) -> Asked:
     """Those of an evaluation.
 
     Args:
-        dataset: as from `recorded_data`.
         prompts: None are captions of unseen scenes, for a teacher of shapes.
 
     Raises:
+        ArtifactError: no prompts are given, and the teacher does not say which data it was trained on.
         UsageError: prompts for a teacher that reads none, none at all, or an empty one.
     """
     if teacher.spec.condition.kind != "text":
@@ -58,7 +58,7 @@ def asked_prompts(teacher: Student, dataset: Dataset | None, prompts: Sequence[s
                 f"{teacher.path} reads no prompts", code="prompts-not-needed", hint="leave the prompts out (--prompts)"
             )
         return Asked()
-    if prompts is None and isinstance(dataset, Shapes):
+    if prompts is None and isinstance(recorded_data(teacher), Shapes):
         scenes = unseen_scenes(num_samples)
         return Asked(prompts=tuple(scene.caption for scene in scenes), scenes=tuple(scenes))
     if prompts is None:
