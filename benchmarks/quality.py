@@ -5,7 +5,8 @@
 
 Writes rows {method, dataset, nfe, seed, measures..., passed, failures}, controls included, beside those that the file has of
 other runs; the table in docs/methods.md and the plot are made of all of them. Resumable: teachers, students and finished rows
-are kept in --work, a second call goes on. Every student has one thread; --jobs students train at a time.
+are kept in --work, a second call goes on; --missing passes over students whose rows --out holds, from any work directory.
+Every student has one thread; --jobs students train at a time.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--finished", action="store_true", help="only write what --work holds already, train nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="students at a time")
+    parser.add_argument("--missing", action="store_true", help="only the students whose rows --out does not hold yet")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     only = set(filter(None, os.environ.get("METHODS", "").split(",")))
@@ -186,10 +188,12 @@ def main() -> int:
     todo = [(run, seed) for seed in args.seeds for run in chosen]
     if args.finished:
         todo = [(run, seed) for run, seed in todo if _rows_file(run, seed, args.work).exists()]
+    before = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    if args.missing:
+        todo = missing(todo, before)
     rows = _all_rows(todo, args.work, args.jobs)
-    if args.out.exists():
-        measured = {_identity(row) for row in rows}
-        rows += [row for row in json.loads(args.out.read_text())["rows"] if _identity(row) not in measured]
+    measured = {_identity(row) for row in rows}
+    rows += [row for row in before if _identity(row) not in measured]
     rows.sort(key=_order)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result = {
@@ -208,6 +212,12 @@ def main() -> int:
     passed = sum(row["passed"] for row in students)
     print(f"{passed} of {len(students)} rows pass; {len(controls)} controls, passing: {passed_controls or 'none'}")
     return 1 if passed_controls else 0
+
+
+def missing(todo: list[tuple[Run, int]], rows: list[dict[str, Any]]) -> list[tuple[Run, int]]:
+    """The students of which a plan has no row among `rows`."""
+    there = {_identity(row) for row in rows}
+    return [(run, seed) for run, seed in todo if {(run.label, run.dataset, n, seed) for n in run.nfe} - there]
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import quality
 import quality_report
 import render_performance
 
@@ -27,6 +28,14 @@ def test_every_control_of_the_results_fails() -> None:
     # `gits` trains nothing, so "the teacher as the student" would be its student.
     expected = sum(4 if row["method"].startswith("gits") else 5 for row in QUALITY if not row["control"])
     assert len(controls) == expected
+
+
+def test_a_student_is_missing_until_every_plan_of_it_has_a_row() -> None:
+    run = next(run for run in quality.RUNS if run.key == "lcm-digits-4")
+    rows = [{"method": "lcm", "dataset": "digits", "nfe": n, "seed": 1} for n in (1, 2)]
+    assert quality.missing([(run, 1)], rows) == [(run, 1)]
+    rows.append({"method": "lcm", "dataset": "digits", "nfe": 4, "seed": 1})
+    assert quality.missing([(run, 0), (run, 1)], rows) == [(run, 0)]
 
 
 def test_the_plot_has_a_panel_for_every_method(tmp_path: Path) -> None:
