@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -234,11 +235,24 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _all_rows(todo: list[tuple[Run, int]], work: Path, jobs: int) -> list[dict[str, Any]]:
     """Rows of all students; those that a worker measures one after the other share a yardstick where they can."""
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (THREADS,)) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool:
         missing = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
         list(pool.map(_train_teacher, missing, [work] * len(missing)))
         parts = list(pool.map(_rows, *zip(*todo, strict=True), [work] * len(todo))) if todo else []
     return [row for part in parts for row in part]
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(THREADS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that trains would not notice that its parent was killed, and go on for hours beside its successor."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _train_teacher(dataset: str, work: Path) -> None:

@@ -85,7 +85,7 @@ def open_bench(
     prompts: Sequence[str] | None = None,
     seed: int,
 ) -> QualityBench:
-    """The yardstick of a teacher that says which data it knows; arguments and errors as of `evaluate`."""
+    """The yardstick of a teacher; arguments and errors as of `evaluate`."""
     if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
         raise UsageError(
             f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",

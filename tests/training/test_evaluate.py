@@ -102,12 +102,19 @@ def test_refusals(root, student, teacher, arguments, error, code):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("_no_sampling")
-def test_a_teacher_that_does_not_know_its_data(root, tmp_path):
+@pytest.mark.parametrize("provenance", [{}, {"data": 3}])
+def test_a_teacher_that_does_not_say_its_data_is_the_only_yardstick(root, tmp_path, provenance):
+    """As an imported one, and judged as images of one's own are: what needs the data (modes) is not measured."""
     loaded = load_student(root / "grid25")
-    save(tmp_path / "other", dataclasses.replace(loaded.spec, provenance={}), loaded.networks[0])
-    with pytest.raises(ArtifactError, match="does not say which data"):
-        evaluate(root / "grid25-student", tmp_path / "other")
+    save(tmp_path / "other", dataclasses.replace(loaded.spec, provenance=provenance), loaded.networks[0])
+    known, unknown = (
+        evaluate(root / "grid25-student", teacher, nfe=[1], num_samples=200)["rows"][0]
+        for teacher in (root / "grid25", tmp_path / "other")
+    )
+    needs_data = ("modes", "on_modes")
+    assert all(known[name] is not None and unknown[name] is None for name in needs_data)
+    assert {k for k in known if known[k] != unknown[k]} == {*needs_data, "failures", "floor", "baselines"}
+    assert not unknown["passed"], "a student that was never trained is a control"
 
 
 @pytest.mark.usefixtures("_no_sampling")

@@ -282,7 +282,7 @@ def test_a_student_of_prompts_is_measured_from_the_command_line(
 
 @pytest.mark.usefixtures("_few_evaluations")
 def test_images_of_ones_own_need_prompts(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="captions of the data that it was trained on cannot be found again"):
+    with pytest.raises(UsageError, match="captions of what it was trained on are not known here"):
         evaluate(root / "student", root / "own-images", num_samples=200)
     prompts = ["a red circle in the top left"]
     report = evaluate(root / "student", root / "own-images", num_samples=200, nfe=[1], prompts=prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill_rt.core.errors import ArtifactError, UsageError
+from distill_rt.core.errors import UsageError
 from distill_rt.models import Student
 from distill_rt.training.data import Dataset, Shapes, load_dataset
 from distill_rt.training.data.shapes import Scene, unseen_scenes
@@ -26,19 +26,11 @@ class Asked:
 
 
 def recorded_data(teacher: Student) -> Dataset | None:
-    """What a teacher was trained on; None for images of one's own and for latents, whose teachers are the only yardstick.
-
-    Raises:
-        ArtifactError: the teacher does not say.
-    """
+    """What a teacher was trained on; None for images of one's own, for latents, and where it does not say (one that was
+    imported): such teachers are the only yardstick."""
     data = teacher.spec.provenance.get("data")
-    if not isinstance(data, str):
-        raise ArtifactError(
-            f"{teacher.path} does not say which data it was trained on",
-            code="teacher-without-data",
-            hint="train it with distill-rt train",
-        )
-    recorded = None if teacher.spec.decoder is not None else recorded_source(data)
+    known = isinstance(data, str) and teacher.spec.decoder is None
+    recorded = recorded_source(data) if known else None
     return None if recorded is None else load_dataset(recorded)
 
 
@@ -49,7 +41,6 @@ def asked_prompts(teacher: Student, prompts: Sequence[str] | None, num_samples: 
         prompts: None are captions of unseen scenes, for a teacher of shapes.
 
     Raises:
-        ArtifactError: no prompts are given, and the teacher does not say which data it was trained on.
         UsageError: prompts for a teacher that reads none, none at all, or an empty one.
     """
     if teacher.spec.condition.kind != "text":
@@ -63,7 +54,7 @@ def asked_prompts(teacher: Student, prompts: Sequence[str] | None, num_samples: 
         return Asked(prompts=tuple(scene.caption for scene in scenes), scenes=tuple(scenes))
     if prompts is None:
         raise UsageError(
-            f"{teacher.path} reads prompts, and captions of the data that it was trained on cannot be found again",
+            f"{teacher.path} reads prompts, and captions of what it was trained on are not known here",
             code="prompts-missing",
             hint="give some, one in a line: --prompts FILE",
         )
