@@ -70,6 +70,11 @@ def steepness(logits: Tensor, nearby: Tensor, distance: float) -> Tensor:
 def stage_ends(spec: StudentSpec) -> tuple[str, ...]:
     """Names of the modules of the first network whose outputs end a stage (or a block, where there are no stages)."""
     network = spec.networks[0]
+    if network.kind == "unet2d_condition":
+        down, up = (range(len(network.config[f"{side}_block_types"])) for side in ("down", "up"))
+        middle = [] if network.config.get("mid_block_type", "default") is None else ["mid_block"]
+        names = [*(f"down_blocks.{i}" for i in down), *middle, *(f"up_blocks.{i}" for i in up)]
+        return tuple(f"backbone.{name}" for name in names)
     return tuple(Origin(network, network).taps())
 
 
@@ -136,21 +141,23 @@ def _positions(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _probed(teacher: Teacher, taps: Iterable[str], num_images: int = 64) -> list[Tensor]:
-    """Features of noise, half way."""
+    """Features of noise, half way, under labels in turn or the empty prompt."""
     spec, t_B = teacher.spec, torch.full((num_images,), 0.5)
     x = spec.process.init_scale(0.5) * torch.from_numpy(unit_noise(np.arange(num_images), spec.sample_shape))
     labelled = spec.condition.kind == "label"
     label_B = torch.arange(num_images) % spec.condition.num_classes if labelled else None
-    return teacher_features(teacher, taps, x, t_B, Conditions(label_B=label_B))
+    null = teacher.null_text_LD
+    text_BLD = None if null is None else null.expand(num_images, -1, -1)
+    return teacher_features(teacher, taps, x, t_B, Conditions(label_B=label_B, text_BLD=text_BLD))
 
 
 def teacher_features(
     teacher: Teacher, taps: Iterable[str], x_BCHW: Tensor, t_B: Tensor, conditions: Conditions
 ) -> list[Tensor]:
-    """The teacher's features of a noised image in one evaluation with its label, differentiable in the image."""
+    """The teacher's features of a noised image in one evaluation with its label or prompt, differentiable in the image."""
     taps = list(taps)
     with tapped(teacher.network, taps) as outputs:
-        teacher.predictor.x0(x_BCHW, t_B, Conditions(label_B=conditions.label_B))
+        teacher.predictor.x0(x_BCHW, t_B, Conditions(label_B=conditions.label_B, text_BLD=conditions.text_BLD))
     return [outputs[name] for name in taps]
 
 

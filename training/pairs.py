@@ -1,9 +1,9 @@
 """Pairs of noise and the image that a model makes of it, made once and drawn again and again.
 
 Made a batch at a time in the first steps of training and kept in the run's checkpoint, so that nothing is made twice. Noise is
-kept as its seed (Luhman & Luhman 2021, arXiv 2101.02388, store such pairs before they train).
+kept as its seed (Luhman & Luhman 2021, arXiv 2101.02388, store such pairs before they train). Prompts are kept embedded.
 
-Legend: N pairs, B images, C channels, H rows, W columns.
+Legend: N pairs, B images, C channels, H rows, W columns, L tokens, D elements of one token's embedding.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable
 from distill_rt.kernels import unit_noise
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.parallel import gathered
-from distill_rt.training.predictor import Conditions
-from distill_rt.training.sampling import sample
+from distill_rt.training.predictor import Conditions, Teacher
+from distill_rt.training.sampling import sample_batch
 from distill_rt.training.student import draw_conditions
 
 
@@ -36,7 +35,7 @@ class Pairs:
 
 
 class PairCache(nn.Module):
-    """Up to `num_pairs` pairs.
+    """Up to `num_pairs` pairs; where there are prompts, 4 L D bytes for each beside its image.
 
     Args:
         spec: contract of who makes the images; says which conditions are kept.
@@ -47,46 +46,36 @@ class PairCache(nn.Module):
     x0_NCHW: Tensor
     label_N: Tensor
     w_N: Tensor
+    text_NLD: Tensor | None
     count: Tensor
 
     def __init__(self, spec: StudentSpec, num_pairs: int) -> None:
         super().__init__()
-        if spec.condition.kind == "text":
-            raise UsageError(
-                f"{spec.name!r} reads prompts, and pairs of noise and image are kept without them",
-                code="pairs-without-prompts",
-                hint="use a method without pairs: progressive, lcm, vsd, ... (docs/methods.md)",
-            )
         self.sample_shape = spec.sample_shape
         self.has_label, self.has_w = spec.condition.kind == "label", spec.guidance.mode != "none"
         self.register_buffer("seed_N", torch.zeros(num_pairs, dtype=torch.int64))
         self.register_buffer("x0_NCHW", torch.zeros(num_pairs, *spec.sample_shape))
         self.register_buffer("label_N", torch.zeros(num_pairs, dtype=torch.int64))
         self.register_buffer("w_N", torch.zeros(num_pairs))
+        prompts = (num_pairs, spec.condition.num_tokens, spec.condition.width)
+        self.register_buffer("text_NLD", torch.zeros(prompts) if spec.condition.kind == "text" else None)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def clear(self) -> None:
         self.count.zero_()
 
-    def next(self, spec: StudentSpec, network: nn.Module, table: StepTable, batch: Batch, draws: Draws) -> Pairs:
+    def next(self, source: Teacher, table: StepTable, batch: Batch, draws: Draws) -> Pairs:
         """A batch of pairs: fresh ones until the cache is full, then kept ones at random.
 
         Args:
-            spec, network, table: who makes the images.
-            batch: its labels are the conditions of fresh pairs.
+            source, table: who makes the images.
+            batch: its labels or prompts are the conditions of fresh pairs.
         """
         num_pairs, num_made = len(self.seed_N), int(self.count)
         if num_made == num_pairs:
             return self._at(draws.integers(0, num_pairs, Purpose.INDEX))
-        conditions = draw_conditions(spec, batch, draws)
-        x0 = sample(
-            spec,
-            [network],
-            draws.seeds,
-            table=table,
-            labels=None if conditions.label_B is None else conditions.label_B.tolist(),
-            guidance=conditions.w_B,
-        )
+        conditions = draw_conditions(source.spec, batch, draws)
+        x0 = sample_batch(source.spec, [source.network], draws.seeds, table, conditions, source.null_text_LD)
         # Every process keeps the pairs of all of them, so that each can draw any pair.
         device = self.x0_NCHW.device
         x0, seed_B = x0.to(device), torch.from_numpy(draws.seeds.view(np.int64)).to(device)
@@ -99,12 +88,16 @@ class PairCache(nn.Module):
             self.label_N[num_made:end] = gathered(conditions.label_B)[kept]
         if conditions.w_B is not None:
             self.w_N[num_made:end] = gathered(conditions.w_B)[kept]
+        if self.text_NLD is not None and conditions.text_BLD is not None:
+            self.text_NLD[num_made:end] = gathered(conditions.text_BLD)[kept]
         self.count.fill_(end)
         return Pairs(z_BCHW=self._noise(seed_B), x0_BCHW=x0, conditions=conditions)
 
     def _at(self, index_B: Tensor) -> Pairs:
         conditions = Conditions(
-            label_B=self.label_N[index_B] if self.has_label else None, w_B=self.w_N[index_B] if self.has_w else None
+            label_B=self.label_N[index_B] if self.has_label else None,
+            text_BLD=None if self.text_NLD is None else self.text_NLD[index_B],
+            w_B=self.w_N[index_B] if self.has_w else None,
         )
         return Pairs(z_BCHW=self._noise(self.seed_N[index_B]), x0_BCHW=self.x0_NCHW[index_B], conditions=conditions)
 

@@ -52,19 +52,24 @@ def sample(
             text_BLD=None if prompts is None else prompts.embedded(part),
             w_B=None if spec.guidance.mode == "none" else w_N[part].clone(),
         )
-        parts.append(_sample_batch(spec, networks, seeds[part], table, conditions, null_text_LD))
+        parts.append(sample_batch(spec, networks, seeds[part], table, conditions, null_text_LD))
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def _sample_batch(
+def sample_batch(
     spec: StudentSpec,
     networks: Sequence[nn.Module],
     seeds: NDArray[np.uint64],
     table: StepTable,
     conditions: Conditions,
-    null_text_LD: Tensor | None,
+    null_text_LD: Tensor | None = None,
 ) -> Tensor:
+    """`sample` of one batch, from conditions as a network takes them.
+
+    Args:
+        null_text_LD: embedding of the empty prompt, for guidance by two evaluations with prompts.
+    """
     device = device_of(networks[0])
     conditions = conditions.to(device)
     null_text_LD = None if null_text_LD is None else null_text_LD.to(device)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,7 @@ class Trainer:
         return next(phase for phase in reversed(self.phases) if step >= phase.start)
 
     def _enter(self, phase: Phase) -> None:
-        self.state.optimizer = _optimizer(self.state.networks[phase.network])
+        self.state.optimizer = _optimizer(self.state.networks[phase.network], phase.rates)
 
     def _step(self, phase: Phase, received: list[int]) -> _Taken:
         state, step = self.state, self.state.step
@@ -200,7 +200,7 @@ class Trainer:
         if self._whole is None:
             self.processes.average_gradients(network.parameters())  # sharded, the backward pass has done it
         for group in state.optimizer.param_groups:
-            group["lr"] = self.method.learning_rate(phase, step)
+            group["lr"] = self.method.learning_rate(phase, step) * group["factor"]
         norm = whole(nn.utils.clip_grad_norm_(network.parameters(), self.config.max_gradient_norm))
         state.optimizer.step()
         self.method.after_step(phase, step, state.networks)
@@ -252,8 +252,14 @@ class Trainer:
         )
 
 
-def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+def _optimizer(network: nn.Module, rates: Sequence[tuple[str, float]] = ()) -> torch.optim.Optimizer:
+    """Parts of the network with a rate of their own are groups of their own, behind the rest."""
+    factors = {parameter: factor for part, factor in rates for parameter in network.get_submodule(part).parameters()}
+    rest = [parameter for parameter in network.parameters() if parameter not in factors]
+    groups = [{"params": rest, "factor": 1.0}]
+    for part, factor in rates:
+        groups.append({"params": list(network.get_submodule(part).parameters()), "factor": factor})
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import nn
 
 from distill_rt.cli.main import main
 from distill_rt.core.errors import UsageError
+from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.spec import NetworkSpec
 from distill_rt.core.tokenizer import Tokenizer, word_tokenizer
 from distill_rt.models import build_network, load_student
@@ -26,6 +27,8 @@ from distill_rt.training.data.shapes import WORDS, Scene
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.journal import JournalOptions
 from distill_rt.training.methods import METHODS, Denoising
+from distill_rt.training.pairs import PairCache
+from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.run import distill, train
@@ -36,7 +39,6 @@ from distill_rt.training.trainer import Trainer
 
 SMALL = {"sample_size": 8, "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 2}
 NO_TEXT = {
-    "pairs-without-prompts": {"kd", "rectified_flow", "dmd", "ladd"},
     "no-second-time": {"ctm", "shortcut", "imm", "meanflow", "tdm"},
     "no-label-table": {"dice"},
     "cannot-be-smaller": {"feature_kd", "bk_sdm"},
@@ -44,7 +46,8 @@ NO_TEXT = {
 }
 """Refusals of methods that need what prompts have not, yet."""
 READ_TEXT = sorted(set(METHODS) - set().union(*NO_TEXT.values()))
-STEPS = dict.fromkeys(("boot", "vsd", "sid"), 1)
+JUDGE_AT_ONCE: dict[str, dict[str, Any]] = {"ladd": {"judge_warmup": 0}}
+"""Settings without which a first step moves a discriminator alone."""
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +188,13 @@ def test_conditions_of_a_batch(teacher: Teacher) -> None:
 @pytest.mark.parametrize("name", sorted(set(READ_TEXT) - {"gits"}))  # which takes no step
 def test_a_step_of_every_method_reaches_what_reads_prompt_and_guidance(teacher: Teacher, name: str) -> None:
     """For methods in stages, the last."""
-    method = METHODS[name]()
+    method = METHODS[name](**JUDGE_AT_ONCE.get(name, {}))
     phase = method.phases(teacher.spec)[-1]
     networks = method.networks(teacher)
     method.begin(phase, networks)
+    for part, parameter in networks.get("both", nn.Identity()).named_parameters():
+        if "discriminator" in part:  # its last layers start at zero, and so would the gradient that it gives
+            nn.init.normal_(parameter, std=0.2)
     draws = Draws(0, phase.start, 4)
     losses = method.losses(phase, phase.start, networks, teacher, batch_of(4), draws)
     sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -202,6 +208,23 @@ def test_a_step_of_every_method_reaches_what_reads_prompt_and_guidance(teacher: 
         gradient = student.get_parameter("backbone.time_embedding.cond_proj.weight").grad
         assert gradient is not None
         assert gradient.any()
+
+
+def test_pairs_keep_their_prompts(teacher: Teacher) -> None:
+    """Of guidance by two evaluations too: a kept image is the one that its kept noise, prompt and scale give."""
+    table, cache = ddim(teacher.process, teacher.spec.parameterization, uniform_times(2)), PairCache(teacher.spec, 6)
+    fresh = cache.next(teacher, table, batch_of(6), Draws(0, 0, 6))
+    assert fresh.conditions.text_BLD is not None
+    kept = PairCache(teacher.spec, 6)
+    kept.load_state_dict(cache.state_dict())
+    drawn = kept.next(Teacher(teacher.spec, nn.Identity()), table, batch_of(3), Draws(0, 1, 6))
+    x = float(teacher.process.init_scale()) * drawn.z_BCHW
+    for t, s in ((1.0, 0.5), (0.5, 0.0)):
+        x = teacher.step(x, torch.full((6,), t), torch.full((6,), s), drawn.conditions)
+    torch.testing.assert_close(x, drawn.x0_BCHW, rtol=1e-3, atol=1e-3)
+    assert {row.sum().item() for row in drawn.conditions.text_BLD} <= {
+        row.sum().item() for row in fresh.conditions.text_BLD
+    }
 
 
 @pytest.mark.parametrize(("code", "name"), [(code, name) for code, names in NO_TEXT.items() for name in sorted(names)])
@@ -296,6 +319,8 @@ BRIEF = {"batch_size": "2"}
         ("guidance", 2, {"iterations": "2"}),
         ("progressive", 2, {"start_steps": "4", "guidance_iterations": "1", "last_iterations": "2"}),
         ("vsd", 1, {"iterations": "2"}),
+        ("ladd", 2, {"iterations": "3", "num_pairs": "4", "judge_warmup": "1", "judge_steps": "1"}),
+        ("rectified_flow", 2, {"iterations": "2", "num_pairs": "4", "distill_iterations": "1"}),
     ],
 )
 def test_students_read_prompts_as_their_teacher(

@@ -183,6 +183,41 @@ def test_gradients_are_clipped(monkeypatch):
     assert norms == pytest.approx([1.0] * 9, rel=1e-3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwoRates(Toy):
+    """One phase; the second layer learns at a hundredth of the rate."""
+
+    def phases(self, teacher):
+        return (Phase(name="one", network="student", start=0, iterations=9, rates=(("slow", 0.01),)),)
+
+    def networks(self, teacher):
+        made = {"student": nn.Sequential(nn.Linear(2, 2)), "other": nn.Linear(2, 2)}
+        made["student"].add_module("slow", nn.Linear(2, 2))
+        return made
+
+    def begin(self, phase, networks):
+        pass
+
+
+def test_a_part_with_its_own_rate(tmp_path):
+    run = trainer(TwoRates(), tmp_path / "checkpoint")
+    before = {name: value.detach().clone() for name, value in run.state.networks["student"].named_parameters()}
+    with pytest.raises(Stop):
+        run.run(progress=stop_at(1))
+    after = dict(run.state.networks["student"].named_parameters())
+    moved = {name: float((after[name].detach() - before[name]).abs().max()) for name in before}
+    # The first step of Adam moves every weight by its rate (and the little that decay takes).
+    assert moved["0.weight"] == pytest.approx(0.1, rel=1e-2)
+    assert moved["slow.weight"] == pytest.approx(0.001, rel=1e-2)
+
+
+def test_parts_with_their_own_rate_are_resumed(tmp_path):
+    whole = result(trainer(TwoRates()))
+    with pytest.raises(Stop):
+        trainer(TwoRates(), tmp_path / "checkpoint").run(progress=stop_at(6))
+    assert same(whole, result(trainer(TwoRates(), tmp_path / "checkpoint"), resume=True))
+
+
 def test_draws_are_those_of_the_step(monkeypatch):
     seen: list[Draws] = []
     batch = Grid25.batch

@@ -33,6 +33,7 @@ class Phase:
         network: key of the network that is updated.
         start, iterations: first step and number of steps. The optimiser starts afresh at `start`.
         target: what the objective needs to know, for example the number of steps that the student learns.
+        rates: (part of the network by name, factor of the learning rate), for parts that learn faster or slower.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Phase:
     start: int
     iterations: int
     target: int = 0
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 class Method(Protocol):

@@ -107,7 +107,7 @@ class DistributionMatching(OneStage):
             cache = networks["pairs"]
             assert isinstance(cache, PairCache)
             table = dpmpp_2m(spec.process, spec.parameterization, uniform_times(self.teacher_steps))
-            pairs = cache.next(spec, teacher.network, table, batch, draws)
+            pairs = cache.next(teacher, table, batch, draws)
             made = generate(spec, both.student, pairs.z_BCHW, pairs.conditions)
             losses["pairs"] = self.pairs_weight * squared_error(made, pairs.x0_BCHW).mean()
         return losses

@@ -59,7 +59,7 @@ class KnowledgeDistillation(OneStage):
         spec, cache = teacher.spec, networks["pairs"]
         assert isinstance(cache, PairCache)
         table = dpmpp_2m(spec.process, spec.parameterization, uniform_times(self.teacher_steps))
-        pairs = cache.next(spec, teacher.network, table, batch, draws)
+        pairs = cache.next(teacher, table, batch, draws)
         t_B = pairs.z_BCHW.new_ones(len(pairs.z_BCHW))
         x0 = Predictor.of(spec, networks["student"]).x0(spec.process.init_scale() * pairs.z_BCHW, t_B, pairs.conditions)
         return {"kd": squared_error(x0, pairs.x0_BCHW).mean()}

@@ -49,6 +49,9 @@ class LatentAdversarial(OneStage):
         loss: of the logits.
         first_share: of the batch that starts at pure noise, beside its share of all levels.
         judge_steps: updates of the discriminator for every update of the student.
+        judge_rate: learning rate of the discriminator over the student's (Heusel et al. 2017, arXiv 1706.08500). Optimisers
+            that divide gradients by their size move a student at full rate after a discriminator that knows nothing yet.
+        judge_warmup: steps in which the discriminator learns alone.
         smoothness: weight of the penalty on steep discriminators; 0 has none.
         level_mean, level_std: of the logit-normal law of the level at which the features are read.
         num_pairs, teacher_steps: how many real images, and steps of DPM-Solver++(2M) that make them.
@@ -61,6 +64,8 @@ class LatentAdversarial(OneStage):
     loss: AdversarialLoss = "softplus"
     first_share: float = 0.5
     judge_steps: int = 4
+    judge_rate: float = 10.0
+    judge_warmup: int = 40
     smoothness: float = 0.01
     level_mean: float = -0.5
     level_std: float = 1.5
@@ -74,6 +79,8 @@ class LatentAdversarial(OneStage):
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         check_setting(0.0 <= self.first_share <= 1.0, f"first_share must be in [0, 1], got {self.first_share:g}")
         check_setting(self.judge_steps >= 1, f"judge_steps must be at least 1, got {self.judge_steps}")
+        check_setting(self.judge_rate > 0.0, f"judge_rate must be positive, got {self.judge_rate:g}")
+        check_setting(self.judge_warmup >= 0, f"judge_warmup must not be negative, got {self.judge_warmup}")
         check_setting(self.smoothness >= 0.0, f"smoothness must not be negative, got {self.smoothness:g}")
         check_setting(self.level_std > 0.0, f"level_std must be positive, got {self.level_std:g}")
         check_setting(
@@ -84,7 +91,8 @@ class LatentAdversarial(OneStage):
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         if self.iterations < 1:
             return ()
-        return (Phase(name=self.name, network="both", start=0, iterations=self.iterations),)
+        rates = (("discriminator", self.judge_rate),)
+        return (Phase(name=self.name, network="both", start=0, iterations=self.iterations, rates=rates),)
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
         plans = renoise_plans(teacher, self.steps)
@@ -104,12 +112,12 @@ class LatentAdversarial(OneStage):
         assert isinstance(both, GeneratorAndDiscriminator)
         assert isinstance(cache, PairCache)
         table = dpmpp_2m(spec.process, spec.parameterization, uniform_times(self.teacher_steps))
-        pairs = cache.next(spec, teacher.network, table, batch, draws)
+        pairs = cache.next(teacher, table, batch, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
         row_B = torch.where(draws.uniform(Purpose.SECOND_TIME) < self.first_share, 0, row_B)
         t_B = torch.tensor(uniform_times(self.steps), device=draws.device)[row_B]
         x_t = spec.process.add_noise(pairs.x0_BCHW, draws.normal(spec.sample_shape), t_B)
-        with torch.set_grad_enabled(step % self.judge_steps == 0):
+        with torch.set_grad_enabled(step >= self.judge_warmup and step % self.judge_steps == 0):
             made = Predictor.of(spec, both.student).x0(x_t, t_B, pairs.conditions)
         return self.adversarial(teacher, both.discriminator, pairs.x0_BCHW, made, pairs.conditions, draws)
 

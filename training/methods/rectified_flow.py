@@ -101,7 +101,7 @@ class RectifiedFlow(OneStage):
         first = phase.start == 0
         source = teacher if first else Teacher(embed_guidance(teacher.spec), networks["straightened"])
         table = dpmpp_2m(process, teacher.spec.parameterization, self._times(teacher.spec, self.ode_steps))
-        pairs = cache.next(source.spec, source.network, table, batch, draws)
+        pairs = cache.next(source, table, batch, draws)
         if phase.target == DISTILL:
             i_B = draws.integers(1, self.steps + 1, Purpose.TIME)
             tau_B = i_B / self.steps

@@ -29,8 +29,7 @@ def recorded_data(teacher: Student) -> Dataset | None:
     """What a teacher was trained on; None for images of one's own, for latents, and where it does not say (one that was
     imported): such teachers are the only yardstick."""
     data = teacher.spec.provenance.get("data")
-    known = isinstance(data, str) and teacher.spec.decoder is None
-    recorded = recorded_source(data) if known else None
+    recorded = recorded_source(data) if isinstance(data, str) and teacher.spec.decoder is None else None
     return None if recorded is None else load_dataset(recorded)
 
 

@@ -19,7 +19,7 @@ from distill_rt.training.adversarial import (
     steepness,
     teacher_features,
 )
-from distill_rt.training.data import Grid25, digits
+from distill_rt.training.data import Batch, Grid25, digits
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods import LatentAdversarial
 from distill_rt.training.pairs import PairCache
@@ -140,7 +140,7 @@ def test_equal_images_move_nobody(name, kind, request):
 @pytest.mark.parametrize("name", ["points", "images"])
 def test_the_losses_touch_disjoint_weights(name, request):
     teacher = request.getfixturevalue(name)
-    method = LatentAdversarial(num_pairs=16, teacher_steps=2)
+    method = LatentAdversarial(num_pairs=16, teacher_steps=2, judge_warmup=0)
     networks, draws = method.networks(teacher), Draws(0, 0, 8)
     both = networks["both"]
     awake(both.discriminator)
@@ -179,7 +179,10 @@ def gaussian_teacher() -> Teacher:
 
 
 def test_a_generator_ends_with_the_mean_and_the_spread_of_the_teachers_images():
-    teacher, method = gaussian_teacher(), LatentAdversarial(steps=1, num_pairs=4096, judge_steps=1, smoothness=0.1)
+    teacher, method = (
+        gaussian_teacher(),
+        LatentAdversarial(steps=1, num_pairs=4096, judge_steps=1, judge_warmup=0, smoothness=0.1),
+    )
     torch.manual_seed(0)
     student = AffineOfTime(3, num_knots=2)
     with torch.no_grad():  # images near the origin with a third of the spread
@@ -196,12 +199,32 @@ def test_a_generator_ends_with_the_mean_and_the_spread_of_the_teachers_images():
     torch.testing.assert_close(made.std(0), exact_teacher().std.flatten(), atol=0.1, rtol=0.0)
 
 
+def test_the_judge_learns_alone_at_first_and_faster():
+    teacher, method = gaussian_teacher(), LatentAdversarial(steps=1, num_pairs=8, judge_steps=2, judge_warmup=3)
+    (phase,) = method.phases(teacher.spec)
+    assert phase.rates == (("discriminator", method.judge_rate),)
+    networks = {
+        "student": (student := AffineOfTime(3, num_knots=2)),
+        "both": GeneratorAndDiscriminator(student, FeatureJudge(teacher)),
+        "pairs": PairCache(teacher.spec, 8),
+    }
+    batch = Batch(x0_BCHW=torch.zeros(8, 3, 1, 1), label_B=None)
+    steps = [
+        step
+        for step in range(8)
+        if "generator" in method.losses(phase, step, networks, teacher, batch, Draws(0, step, 8))
+    ]
+    assert steps == [4, 6]
+
+
 @pytest.mark.parametrize(
     ("method", "wrong"),
     [
         (LatentAdversarial, {"steps": 0}),
         (LatentAdversarial, {"first_share": 1.5}),
         (LatentAdversarial, {"judge_steps": 0}),
+        (LatentAdversarial, {"judge_rate": 0.0}),
+        (LatentAdversarial, {"judge_warmup": -1}),
         (LatentAdversarial, {"smoothness": -1.0}),
         (LatentAdversarial, {"level_std": 0.0}),
         (LatentAdversarial, {"num_pairs": 0}),

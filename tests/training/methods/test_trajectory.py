@@ -121,12 +121,12 @@ def test_pairs_are_made_once_and_come_back_from_a_state(teacher):
     cache = PairCache(teacher.spec, 100)
     table = ddim(PROCESS, V, uniform_times(4))
     batch = GaussianData().batch(Draws(0, 0, 64))
-    made = [cache.next(teacher.spec, teacher.network, table, batch, Draws(0, step, 64)) for step in range(2)]
+    made = [cache.next(teacher, table, batch, Draws(0, step, 64)) for step in range(2)]
     assert int(cache.count) == 100
     assert len(made[1].x0_BCHW) == 64, "the batch is whole, the cache keeps what fits"
     kept = PairCache(teacher.spec, 100)
     kept.load_state_dict(cache.state_dict())
-    again = kept.next(teacher.spec, torch.nn.Identity(), table, batch, Draws(0, 2, 64))
+    again = kept.next(Teacher(teacher.spec, torch.nn.Identity()), table, batch, Draws(0, 2, 64))
     x0 = run(exact_teacher(), table, again.z_BCHW)
     torch.testing.assert_close(again.x0_BCHW.double(), x0, rtol=1e-4, atol=1e-5)
 
