@@ -147,7 +147,13 @@ DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
     "scm": {"iterations": "500"},
     "rcm": {"iterations": "350"},
     "tdm": {"iterations": "500"},
-    "ladd": {"iterations": "400", "num_pairs": "2048"},
+    "ladd": {
+        "iterations": "600",
+        "num_pairs": "2048",
+        "peak_learning_rate": "1e-4",
+        "judge_rate": "20",
+        "judge_warmup": "40",
+    },
 }
 """Settings of a method on digits."""
 RUNS = (

@@ -114,7 +114,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data: str) -> Non
 
 
 def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """The arguments of `add_training_arguments`, by their names in `distill_rt.training.run`."""
+    """The arguments of `add_training_arguments`, by their names in `distill_rt.training.options`."""
     from distill_rt.training.journal import JournalOptions
 
     wanted = {"every": args.journal_every, "sample_every": args.sample_every, "tensorboard": args.tensorboard or None}

@@ -65,14 +65,14 @@ class LatentAdversarial(OneStage):
     first_share: float = 0.5
     judge_steps: int = 4
     judge_rate: float = 10.0
-    judge_warmup: int = 40
+    judge_warmup: int = 100
     smoothness: float = 0.01
     level_mean: float = -0.5
     level_std: float = 1.5
     num_pairs: int = 8192
     teacher_steps: int = 32
     iterations: int = 3000
-    peak_learning_rate: float = 5e-4
+    peak_learning_rate: float = 3e-4
     ema_decay: float = 0.998
 
     def __post_init__(self) -> None:
