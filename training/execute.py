@@ -22,7 +22,7 @@ from distill_rt.training.draws import Draws
 from distill_rt.training.identity import identity_of, with_provenance
 from distill_rt.training.journal import NUM_SAMPLES, Journal
 from distill_rt.training.kept import MARK, KeptWeights, run_digest
-from distill_rt.training.methods.base import Method, Searches
+from distill_rt.training.methods.base import Method, Phase, Searches
 from distill_rt.training.options import RunOptions
 from distill_rt.training.parallel import Processes, joined_processes
 from distill_rt.training.predictor import Teacher
@@ -160,13 +160,18 @@ def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str
     phases = check_method(config.method, teacher.spec)
     return {
         **config.identity,
-        "phases": [dataclasses.asdict(phase) for phase in phases],
+        "phases": [_described(phase) for phase in phases],
         "training_steps": sum(phase.iterations for phase in phases),
         "path": str(out),
         "checkpoint": str(config.checkpoint),
         "checkpoint_every": config.checkpoint_every,
         "max_gradient_norm": config.max_gradient_norm,
     }
+
+
+def _described(phase: Phase) -> dict[str, Any]:
+    """Rates are named where a part has its own."""
+    return {name: value for name, value in dataclasses.asdict(phase).items() if name != "rates" or value}
 
 
 def _check_samples(options: RunOptions) -> None:
