@@ -242,8 +242,8 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
 def _all_rows(todo: list[tuple[Run, int]], work: Path, jobs: int) -> list[dict[str, Any]]:
     """Rows of all students; those that a worker measures one after the other share a yardstick where they can."""
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool:
-        missing = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
-        list(pool.map(_train_teacher, missing, [work] * len(missing)))
+        untaught = sorted({run.dataset for run, seed in todo if not (work / f"{run.dataset}-teacher").exists()})
+        list(pool.map(_train_teacher, untaught, [work] * len(untaught)))
         parts = list(pool.map(_rows, *zip(*todo, strict=True), [work] * len(todo))) if todo else []
     return [row for part in parts for row in part]
 
