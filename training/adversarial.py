@@ -7,6 +7,7 @@ Legend: B images, H heads, C channels, P positions, E width of a head.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill_rt.core.spec import StudentSpec
 from distill_rt.kernels import unit_noise
 from distill_rt.models.conditioned import ScalarBranch
 from distill_rt.training.draws import Draws, Purpose
@@ -23,6 +23,8 @@ from distill_rt.training.features import tapped
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.smaller.origin import Origin
 
+STAGE = re.compile(r"backbone\.((down|up)_blocks\.\d+|mid_block)")
+"""What diffusers names the stages of a UNet."""
 AdversarialLoss = Literal["softplus", "hinge", "relativistic"]
 
 
@@ -67,14 +69,11 @@ def steepness(logits: Tensor, nearby: Tensor, distance: float) -> Tensor:
     return ((nearby - logits) / distance).square().mean()
 
 
-def stage_ends(spec: StudentSpec) -> tuple[str, ...]:
+def stage_ends(teacher: Teacher) -> tuple[str, ...]:
     """Names of the modules of the first network whose outputs end a stage (or a block, where there are no stages)."""
-    network = spec.networks[0]
-    if network.kind == "unet2d_condition":
-        down, up = (range(len(network.config[f"{side}_block_types"])) for side in ("down", "up"))
-        middle = [] if network.config.get("mid_block_type", "default") is None else ["mid_block"]
-        names = [*(f"down_blocks.{i}" for i in down), *middle, *(f"up_blocks.{i}" for i in up)]
-        return tuple(f"backbone.{name}" for name in names)
+    network = teacher.spec.networks[0]
+    if network.kind == "unet2d_condition":  # `Origin` knows the networks that can be made smaller, which these cannot
+        return tuple(name for name, _ in teacher.network.named_modules() if STAGE.fullmatch(name))
     return tuple(Origin(network, network).taps())
 
 
@@ -88,7 +87,7 @@ class FeatureJudge(nn.Module):
 
     def __init__(self, teacher: Teacher, width: int = 64) -> None:
         super().__init__()
-        self.taps = stage_ends(teacher.spec)
+        self.taps = stage_ends(teacher)
         self.has_w = teacher.spec.guidance.mode != "none"
         self.heads = nn.ModuleList(Head(value, width, guided=self.has_w) for value in _probed(teacher, self.taps))
 

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -254,11 +255,12 @@ class Trainer:
 
 def _optimizer(network: nn.Module, rates: Sequence[tuple[str, float]] = ()) -> torch.optim.Optimizer:
     """Parts of the network with a rate of their own are groups of their own, behind the rest."""
-    factors = {parameter: factor for part, factor in rates for parameter in network.get_submodule(part).parameters()}
-    rest = [parameter for parameter in network.parameters() if parameter not in factors]
-    groups = [{"params": rest, "factor": 1.0}]
-    for part, factor in rates:
-        groups.append({"params": list(network.get_submodule(part).parameters()), "factor": factor})
+    parts: list[dict[str, Any]] = [
+        {"params": list(network.get_submodule(part).parameters()), "factor": factor} for part, factor in rates
+    ]
+    apart = {parameter for part in parts for parameter in part["params"]}
+    rest = [parameter for parameter in network.parameters() if parameter not in apart]
+    groups = [{"params": rest, "factor": 1.0}, *parts]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
 
