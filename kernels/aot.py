@@ -20,7 +20,7 @@ from typing import Any
 from distill_rt.core import codec, noise
 from distill_rt.core.directory import publish
 from distill_rt.core.errors import TargetError, UsageError
-from distill_rt.core.manifest import FileEntry
+from distill_rt.core.listing import FileEntry
 from distill_rt.core.optional import installed
 from distill_rt.kernels import triton as kernel_sources
 from distill_rt.kernels.pack import (

@@ -19,7 +19,7 @@ from typing import Literal
 
 from distill_rt.core import codec
 from distill_rt.core.errors import ArtifactError, TargetError
-from distill_rt.core.manifest import FileEntry
+from distill_rt.core.listing import FileEntry
 
 MANIFEST = "kernels.json"
 FORMAT = "distill-rt/kernels"

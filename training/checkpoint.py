@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from distill_rt.core.digest import sha256_of
 from distill_rt.core.directory import publish, write_file
 from distill_rt.core.errors import ArtifactError
-from distill_rt.core.manifest import sha256_of
 
 FORMAT_VERSION = 1
 STATE = "state.safetensors"

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from distill_rt.core.digest import sha256_of
 from distill_rt.core.directory import publish, resource_errors
 from distill_rt.core.errors import ResourceError
-from distill_rt.core.manifest import sha256_of
 from distill_rt.training.checkpoint import TrainState, unusable, write_head
 from distill_rt.training.parallel import Processes
 

@@ -1,7 +1,8 @@
 """Manifests: a versioned JSON file that names every file of its directory with size and sha256.
 
 The manifest is the directory's identity: what is not listed is not read, what is listed must match, and its own digest
-covers the rest of it. Paths are relative, regular files beneath the directory; links and ``..`` are refused.
+covers the rest of it. Paths are relative, regular files beneath the directory; links and ``..`` are refused. Large files have
+digests of their blocks too (`distill_rt.core.digest`), so that every core helps to check them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from distill_rt.core import codec
+from distill_rt.core.digest import block_digests, hash_threads, sha256_of
 from distill_rt.core.directory import write_file
 from distill_rt.core.errors import ArtifactError
+from distill_rt.core.listing import FileEntry, list_files
 
 T = TypeVar("T")
 Kind = Literal["student", "bundle", "engine"]
@@ -29,23 +33,6 @@ REMAKE: Mapping[str, str] = {
     "bundle": "export it again: distill-rt export STUDENT --out BUNDLE --force",
     "engine": "compile it again: distill-rt compile BUNDLE --target TARGET --out ENGINE --force",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
-    """One file of an artifact: posix path relative to the directory, size in bytes, sha256 as hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        path = PurePosixPath(self.path)
-        plain = str(path) == self.path and self.path.isprintable() and "\\" not in self.path
-        if not path.parts or path.is_absolute() or ".." in path.parts or not plain:
-            raise ValueError(f"path {self.path!r} is not a plain relative path beneath the directory")
-        if self.size < 0 or len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise ValueError(f"file {self.path!r} has a size or sha256 that is none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,21 +56,9 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(directory: Path, kind: Kind, body: dict[str, Any]) -> Manifest:
     """List every file beneath `directory` and write `<kind>.json`, last."""
-    entries = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_symlink():
-            raise AssertionError(f"artifact writer left a link: {path}")
-        if path.is_file():
-            relative = path.relative_to(directory).as_posix()
-            entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=sha256_of(path)))
-    manifest = Manifest(kind=kind, files=tuple(entries), body=body)
+    manifest = Manifest(kind=kind, files=list_files(directory), body=body)
     content = {
         "format": f"distill-rt/{kind}",
         "format_version": FORMAT_VERSION,
@@ -215,7 +190,7 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check that every listed file is there, regular, beneath the directory, and has its size and sha256.
 
     Raises:
-        ArtifactError: the first file that does not match, and how.
+        ArtifactError: the first file that does not match, and how; digests come after everything else.
     """
     root = directory.resolve()
     for entry in manifest.files:
@@ -228,8 +203,19 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
             size = path.stat().st_size
             if size != entry.size:
                 raise _damaged(path, manifest.kind, f"has {size} bytes, the manifest says {entry.size}")
-            if sha256_of(path) != entry.sha256:
+    with hash_threads() as pool:
+        digests = [_digests(pool, directory, entry) for entry in manifest.files]
+        for entry, found in zip(manifest.files, digests, strict=True):
+            path = directory / entry.path
+            with _readable(path, manifest.kind):
+                intact = [digest.result() for digest in found] == list(entry.blocks or [entry.sha256])
+            if not intact:
                 raise _damaged(path, manifest.kind, "has changed since it was written (sha256 differs)")
+
+
+def _digests(pool: ThreadPoolExecutor, directory: Path, entry: FileEntry) -> list[Future[str]]:
+    path = directory / entry.path
+    return block_digests(pool, path, entry.size) if entry.blocks else [pool.submit(sha256_of, path)]
 
 
 def _prefixes(path: str) -> list[str]:

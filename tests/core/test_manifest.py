@@ -17,17 +17,17 @@ from contracts import contract
 from distill_rt.core import codec
 from distill_rt.core.artifacts import BundleBody, EngineBody, GateReport, StudentBody
 from distill_rt.core.artifacts import Distance as D
+from distill_rt.core.digest import sha256_of
 from distill_rt.core.errors import ArtifactError
+from distill_rt.core.listing import FileEntry
 from distill_rt.core.manifest import (
     FORMAT_VERSION,
     KINDS,
-    FileEntry,
     Manifest,
     decode_body,
     kind_of,
     read_manifest,
     read_whole,
-    sha256_of,
     verify_files,
     write_manifest,
 )

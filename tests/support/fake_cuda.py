@@ -19,7 +19,7 @@ import numpy as np
 
 from distill_rt.backends.cuda.kernels import VARIANTS
 from distill_rt.backends.cuda_device import CudaDevice
-from distill_rt.core.manifest import FileEntry
+from distill_rt.core.listing import FileEntry
 from distill_rt.core.noise import unit_noise
 from distill_rt.kernels import reference
 from distill_rt.kernels.pack import Image, KernelPack, PackBody, PackedKernel, Parameter
