@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leave
 from quality_report import plot, write_table
 
 from distill_rt.models import Student, load_student
-from distill_rt.training.evaluate import claims_pairing, measure_yardstick, open_bench
+from distill_rt.training.evaluate import claims_pairing, measure_yardstick, open_bench, scale_of
 from distill_rt.training.quality.baselines import CONTROLS, SAME_FOR_ALL
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.gate import verdict
@@ -288,14 +288,15 @@ def _measure(run: Run, seed: int, work: Path) -> Iterator[dict[str, Any]]:
         start = time.perf_counter()
         distill(run.method, teacher_path, student_path, steps=run.steps, settings=run.settings, seed=seed, resume=True)
         _say(f"{run.key}, seed {seed}: trained in {time.perf_counter() - start:.0f} s")
-    student, bench = load_student(student_path), _bench(teacher_path, run.dataset, seed)
+    student = load_student(student_path)
+    bench = _bench(teacher_path, run.dataset, seed, scale_of(student, load_student(teacher_path)))
     for num_steps in run.nfe:
         yield from _measure_plan(run, seed, bench, student, num_steps)
 
 
-@functools.lru_cache(maxsize=1)
-def _bench(teacher: Path, dataset: str, seed: int) -> QualityBench:
-    return open_bench(load_student(teacher), num_samples=NUM_SAMPLES[dataset], guidance=None, seed=seed)
+@functools.lru_cache(maxsize=2)  # a guided teacher has two: at its own scale, and at the one of students of data alone
+def _bench(teacher: Path, dataset: str, seed: int, guidance: float | None) -> QualityBench:
+    return open_bench(load_student(teacher), num_samples=NUM_SAMPLES[dataset], guidance=guidance, seed=seed)
 
 
 def _measure_plan(

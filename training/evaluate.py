@@ -39,7 +39,7 @@ def evaluate(
         student, teacher: directories; the teacher is the yardstick.
         nfe: numbers of steps within the student's contract; None is all of them.
         num_samples: per sample set, at least 200.
-        guidance: w; None is the contract's default.
+        guidance: w; None is the student's (`scale_of`).
         prompts: of a student that reads them, given in turn; None are captions of scenes that training never draws.
 
     Returns:
@@ -60,7 +60,8 @@ def evaluate(
     counts = [loaded.spec.check_steps(n) for n in (nfe or loaded.spec.steps)]
     if loaded.spec.guidance.mode != "none":
         loaded.spec.check_guidance(guidance)
-    bench = open_bench(reference, num_samples=num_samples, guidance=guidance, prompts=prompts, seed=seed)
+    w = scale_of(loaded, reference) if guidance is None else guidance
+    bench = open_bench(reference, num_samples=num_samples, guidance=w, prompts=prompts, seed=seed)
     rows = []
     for index, num_steps in enumerate(counts):
         if progress is not None:
@@ -77,6 +78,15 @@ def evaluate(
     }
 
 
+def scale_of(student: Student, teacher: Student) -> float | None:
+    """The guidance scale of the teacher that a student stands for; None where the teacher has none.
+
+    It is the default of the student's contract. Without guidance as an input that is what it learned: 1 from data alone
+    (`ect`), or the scale that was distilled into it (`dice`). Its teacher at another scale makes other images on purpose.
+    """
+    return None if teacher.spec.guidance.mode == "none" else student.spec.guidance.default
+
+
 def open_bench(
     teacher: Student,
     *,
@@ -85,7 +95,7 @@ def open_bench(
     prompts: Sequence[str] | None = None,
     seed: int,
 ) -> QualityBench:
-    """The yardstick of a teacher; arguments and errors as of `evaluate`."""
+    """The yardstick of a teacher; arguments and errors as of `evaluate`, but no `guidance` is the teacher's default."""
     if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
         raise UsageError(
             f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="its teacher, the yardstick")
     parser.add_argument("--nfe", type=positives, metavar="1,2,4", help="numbers of steps (all of the contract)")
     parser.add_argument("--samples", type=positive, default=2000, help="images per sample set (2000)")
-    parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale (the contract's default)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="W", help="guidance scale (the one of the student's contract)"
+    )
     add_prompts(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the sampled noise (0)")
 

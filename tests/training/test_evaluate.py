@@ -19,7 +19,7 @@ from distill_rt.core.guidance import combine_guidance
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import build_network, load_student, save_student
 from distill_rt.training import evaluate as module
-from distill_rt.training.evaluate import MAX_SAMPLES, evaluate, open_bench
+from distill_rt.training.evaluate import MAX_SAMPLES, evaluate, open_bench, scale_of
 from distill_rt.training.methods import METHODS
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.quality.bench import FLOOR_SEEDS, FRESH_SEEDS, QualityBench
@@ -73,6 +73,33 @@ def test_a_report_is_json_with_a_row_per_number_of_steps(root):
         )
         assert not row["passed"], "a student that was never trained is a control"
     assert (report["num_samples"], report["seed"], report["guidance"]) == (200, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "scale"),
+    [("ect", {}, 1.0), ("imm", {}, 1.0), ("scm", {"source": "data"}, 1.0), ("scm", {}, 2.0), ("dice", {"w": 1.5}, 1.5)],
+)
+def test_the_scale_that_a_student_stands_for(root, method, settings, scale):
+    """A student of data alone is not a bad copy of a guided teacher, and one with a scale inside is a copy at that scale."""
+    teacher = load_student(root / "grid25-labelled")
+    spec = METHODS[method](**settings).contract(teacher.spec)
+    assert scale_of(dataclasses.replace(teacher, spec=spec), teacher) == scale
+
+
+def test_a_student_of_data_alone_is_held_against_its_teacher_without_guidance(root, tmp_path):
+    loaded = load_student(root / "grid25-labelled")
+    network, generator = loaded.networks[0], torch.Generator().manual_seed(1)
+    with torch.no_grad():  # fresh weights answer zero, at any scale
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    teacher = save(tmp_path / "teacher", loaded.spec, network)
+    spec = METHODS["ect"](steps=1).contract(loaded.spec)
+    student = save(tmp_path / "student", spec, student_network(Teacher(loaded.spec, network), spec))
+    scales = (None, 1.0, loaded.spec.guidance.default)
+    report, same, other = (evaluate(student, teacher, num_samples=200, guidance=w) for w in scales)
+    assert report == same
+    assert (report["guidance"], other["guidance"]) == (1.0, 2.0)
+    assert other["rows"][0]["swd"] != report["rows"][0]["swd"]
 
 
 @pytest.mark.usefixtures("_no_sampling")
