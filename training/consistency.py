@@ -21,7 +21,7 @@ from distill_rt.core.samplers.consistency import multistep_consistency
 from distill_rt.core.spec import StudentSpec
 from distill_rt.core.table import StepTable
 from distill_rt.training.draws import Draws, Purpose
-from distill_rt.training.plans import powers_of_two, uniform_times
+from distill_rt.training.plans import late_times, powers_of_two
 from distill_rt.training.predictor import Conditions, Predictor
 
 RATIO_LOG_MEAN, RATIO_LOG_STD, MIN_RATIO, MAX_RATIO = 0.0, 2.0, 0.002, 80.0
@@ -47,10 +47,20 @@ def require_boundary(teacher: StudentSpec) -> None:
         )
 
 
-def renoise_plans(teacher: StudentSpec, steps: int, *, start: float = 1.0) -> dict[int, StepTable]:
-    """Plans of 1, 2, 4, ... `steps` evaluations with fresh noise between them, uniform in time from `start`."""
+def renoise_plans(teacher: StudentSpec, steps: int, *, start: float = 1.0, power: float = 1.0) -> dict[int, StepTable]:
+    """Plans of 1, 2, 4, ... `steps` evaluations with fresh noise between them, at ``start (1 - i / n)^power``.
+
+    Noise at a high level throws away much of what the evaluation before has found, and there a guided student applies its
+    guidance once more to what is guided already: with power 2 it is nearer to its teacher (docs/log.md). Students that train
+    on the states of their own plan have the times of their training.
+
+    Raises:
+        UsageError: a power that is not positive.
+    """
+    if not power > 0.0:
+        raise UsageError(f"plan_power must be positive, got {power:g}", code="setting-invalid")
     return {
-        n: multistep_consistency(teacher.process, teacher.parameterization, uniform_times(n, start=start))
+        n: multistep_consistency(teacher.process, teacher.parameterization, late_times(n, power, start=start))
         for n in powers_of_two(steps)
     }
 

@@ -50,6 +50,7 @@ class Consistency(OneStage):
         target_decay: of the average that gives the targets of ``fixed``.
         solver_order: of the teacher step: 1 is DDIM, 2 evaluates twice.
         huber: c of the pseudo-Huber metric of ``ect``.
+        plan_power: of the times at which a plan of several evaluations adds fresh noise (`renoise_plans`).
     """
 
     name: ClassVar[str] = "consistency"
@@ -62,6 +63,7 @@ class Consistency(OneStage):
     target_decay: float = 0.95
     solver_order: int = 2
     huber: float = 0.001
+    plan_power: float = 2.0
 
     def __post_init__(self) -> None:
         check_setting(
@@ -76,7 +78,7 @@ class Consistency(OneStage):
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
         start = 1.0 if self.pairs == "fixed" else max_ratio_time(teacher.process)
-        plans = renoise_plans(teacher, self.steps, start=start)
+        plans = renoise_plans(teacher, self.steps, start=start, power=self.plan_power)
         return distilled_contract(
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )

@@ -28,7 +28,8 @@ from distill_rt.training.student import distilled_contract, student_network
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsistencyTraining(OneStage):
-    """Args: steps: largest plan; first_levels, last_levels: s0 and s1 of the paper; huber: c; start: first weights."""
+    """Args: steps: largest plan; first_levels, last_levels: s0 and s1 of the paper; huber: c; plan_power: of the times of a
+    plan (`renoise_plans`); start: first weights."""
 
     name: ClassVar[str] = "consistency_training"
 
@@ -36,6 +37,7 @@ class ConsistencyTraining(OneStage):
     first_levels: int = 10
     last_levels: int = 160
     huber: float = 0.001
+    plan_power: float = 2.0
     start: Literal["teacher", "fresh"] = "teacher"
     iterations: int = 3000
 
@@ -59,7 +61,7 @@ class ConsistencyTraining(OneStage):
         return distilled_contract(
             teacher,
             method=self.name,
-            plans=renoise_plans(teacher, self.steps, start=max_ratio_time(teacher.process)),
+            plans=renoise_plans(teacher, self.steps, start=max_ratio_time(teacher.process), power=self.plan_power),
             default_steps=self.steps,
             settings=dataclasses.asdict(self),
             guided=False,

@@ -32,7 +32,8 @@ from distill_rt.training.student import distilled_contract
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EasyConsistencyTuning(OneStage):
-    """Args: steps: largest plan; first_exponent, last_exponent: k at the start and at the end; huber: c of the metric."""
+    """Args: steps: largest plan; first_exponent, last_exponent: k at the start and at the end; huber: c of the metric;
+    plan_power: of the times of a plan (`renoise_plans`)."""
 
     name: ClassVar[str] = "ect"
 
@@ -40,6 +41,7 @@ class EasyConsistencyTuning(OneStage):
     first_exponent: int = 1
     last_exponent: int = 6
     huber: float = 0.001
+    plan_power: float = 2.0
     iterations: int = 3000
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class EasyConsistencyTuning(OneStage):
         return distilled_contract(
             teacher,
             method=self.name,
-            plans=renoise_plans(teacher, self.steps, start=max_ratio_time(teacher.process)),
+            plans=renoise_plans(teacher, self.steps, start=max_ratio_time(teacher.process), power=self.plan_power),
             default_steps=self.steps,
             settings=dataclasses.asdict(self),
             guided=False,

@@ -62,7 +62,7 @@ class LatentConsistency(Consistency):
         return distilled_contract(
             bounded,
             method=self.name,
-            plans=renoise_plans(bounded, self.steps),
+            plans=renoise_plans(bounded, self.steps, power=self.plan_power),
             default_steps=self.steps,
             settings=dataclasses.asdict(self),
         )

@@ -30,6 +30,7 @@ class RegularizedConsistency(SimplifiedConsistency):
         steps: largest plan, whose states the matching sees; every power of two below it is offered too.
         matching_weight: of the distribution matching.
         score_steps: updates of the score network for every one that the matching gives the student.
+        plan_power: 1, because the matching trains on the states of the uniform plan.
 
     The others as in `SimplifiedConsistency`.
     """
@@ -40,6 +41,7 @@ class RegularizedConsistency(SimplifiedConsistency):
     source: Literal["teacher"] = "teacher"
     matching_weight: float = 0.5
     score_steps: int = 2
+    plan_power: float = 1.0
 
     def __post_init__(self) -> None:
         SimplifiedConsistency.__post_init__(self)

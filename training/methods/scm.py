@@ -48,6 +48,7 @@ class SimplifiedConsistency(OneStage):
         interval: longest interval of df/dt in process time; 0 takes the derivative.
         warmup: share of the training in which r rises from 0 to 1.
         floor: c of the normalisation.
+        plan_power: of the times at which a plan of several evaluations adds fresh noise (`renoise_plans`).
     """
 
     name: ClassVar[str] = "scm"
@@ -57,6 +58,7 @@ class SimplifiedConsistency(OneStage):
     interval: float = 0.05
     warmup: float = 0.1
     floor: float = 0.1
+    plan_power: float = 2.0
     iterations: int = 3000
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class SimplifiedConsistency(OneStage):
         return distilled_contract(
             teacher,
             method=self.name,
-            plans=renoise_plans(teacher, self.steps),
+            plans=renoise_plans(teacher, self.steps, power=self.plan_power),
             default_steps=self.steps,
             settings=dataclasses.asdict(self),
             guided=self.source == "teacher",
