@@ -144,7 +144,7 @@ DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
     "sid": {"iterations": "600"},
     "dmd2": {"iterations": "700"},
     "meanflow": {"iterations": "700"},
-    "scm": {"iterations": "500"},
+    "scm": {"iterations": "500", "plan_power": "3"},
     "rcm": {"iterations": "350"},
     "tdm": {"iterations": "500"},
     "ladd": {
