@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "train a teacher by a recipe",
     "distill": "distil a teacher into a few-step student",
     "combine": "kept weights of one training run to a better student",
+    "replan": "other times for a trained consistency student",
     "stitch": "two students to one: a smaller network for the first steps",
     "evaluate": "measure the quality of a student against its teacher and the data",
     "export": "a student to a bundle: ONNX graphs and golden outputs",
