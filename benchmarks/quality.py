@@ -4,8 +4,9 @@
     METHODS=progressive,consistency python benchmarks/quality.py ...        # a subset; also --datasets, --seeds
 
 Writes rows {method, dataset, nfe, seed, measures..., passed, failures}, controls included, beside those that the file has of
-other runs; the table in docs/methods.md and the plot are made of all of them. Resumable: teachers, students and finished rows
-are kept in --work, a second call goes on; --missing passes over students whose rows --out holds, from any work directory.
+other runs; the table in docs/methods.md and the plot are made of all of them. Resumable: teachers and their sample sets,
+students and finished rows are kept in --work, a second call goes on; --missing passes over students whose rows --out holds,
+from any work directory.
 Every student has one thread; --jobs students train at a time.
 """
 
@@ -39,6 +40,7 @@ from distill_rt.training.evaluate import claims_pairing, measure_yardstick, open
 from distill_rt.training.quality.baselines import CONTROLS, SAME_FOR_ALL
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.gate import verdict
+from distill_rt.training.quality.kept_samples import KeptSamples
 from distill_rt.training.run import distill, train
 
 
@@ -296,7 +298,8 @@ def _measure(run: Run, seed: int, work: Path) -> Iterator[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=2)  # a guided teacher has two: at its own scale, and at the one of students of data alone
 def _bench(teacher: Path, dataset: str, seed: int, guidance: float | None) -> QualityBench:
-    return open_bench(load_student(teacher), num_samples=NUM_SAMPLES[dataset], guidance=guidance, seed=seed)
+    kept = KeptSamples(teacher.parent / "samples")
+    return open_bench(load_student(teacher), num_samples=NUM_SAMPLES[dataset], guidance=guidance, seed=seed, kept=kept)
 
 
 def _measure_plan(

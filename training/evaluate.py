@@ -14,6 +14,7 @@ from distill_rt.training.methods import METHODS
 from distill_rt.training.quality.baselines import gaussian_fit, naive_tables, untrained
 from distill_rt.training.quality.bench import FRESH_SEEDS, QualityBench
 from distill_rt.training.quality.gate import Yardstick, verdict
+from distill_rt.training.quality.kept_samples import KeptSamples
 from distill_rt.training.quality.prompts import asked_prompts, recorded_data
 
 MIN_SAMPLES, MAX_SAMPLES = 200, 1_000_000
@@ -94,8 +95,13 @@ def open_bench(
     guidance: float | None,
     prompts: Sequence[str] | None = None,
     seed: int,
+    kept: KeptSamples | None = None,
 ) -> QualityBench:
-    """The yardstick of a teacher; arguments and errors as of `evaluate`, but no `guidance` is the teacher's default."""
+    """The yardstick of a teacher; arguments and errors as of `evaluate`, but no `guidance` is the teacher's default.
+
+    Args:
+        kept: where the teacher's own sample sets are looked up and left.
+    """
     if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
         raise UsageError(
             f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",
@@ -109,7 +115,7 @@ def open_bench(
     teacher.spec.check_guidance(guidance)
     dataset = recorded_data(teacher)
     asked = asked_prompts(teacher, prompts, num_samples)
-    return QualityBench(teacher, dataset, asked=asked, num_samples=num_samples, guidance=guidance, seed=seed)
+    return QualityBench(teacher, dataset, asked=asked, num_samples=num_samples, guidance=guidance, seed=seed, kept=kept)
 
 
 def evaluate_steps(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill_rt.bench.report import BenchReport
+from distill_rt.core.atomic_file import atomic_file
 from distill_rt.core.optional import require
-from distill_rt.runtime.atomic_file import atomic_file
 
 
 def plot_latency(report: BenchReport, path: Path) -> None:

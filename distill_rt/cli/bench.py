@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> Outcome:
 def _write(path: Path | None, data: dict[str, Any]) -> None:
     if path is None:
         return
-    from distill_rt.runtime.atomic_file import atomic_file
+    from distill_rt.core.atomic_file import atomic_file
 
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n")

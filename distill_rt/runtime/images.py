@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from distill_rt.core.atomic_file import atomic_file
 from distill_rt.core.directory import resource_errors
 from distill_rt.core.errors import ArtifactError, UsageError
-from distill_rt.runtime.atomic_file import atomic_file
 from distill_rt.runtime.request import Result
 
 MIN_SHOWN_PX = 64

@@ -23,6 +23,7 @@ from distill_rt.training.data import Dataset, Grid25, Shapes, TensorDataset
 from distill_rt.training.data.shapes import Scene
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.quality.classifier import Classifier, train_classifier
+from distill_rt.training.quality.kept_samples import KeptSamples
 from distill_rt.training.quality.metrics import (
     c2st,
     duplicate_fraction,
@@ -90,6 +91,7 @@ class QualityBench:
         asked: prompts of a teacher that reads them.
         num_samples: per set; 1,000 separates the controls on digits, 4,000 on grid25.
         guidance: w, None for the contract's default.
+        kept: where the teacher's own sample sets are looked up and left.
     """
 
     def __init__(
@@ -101,10 +103,12 @@ class QualityBench:
         num_samples: int = 2000,
         guidance: float | None = None,
         seed: int = 0,
+        kept: KeptSamples | None = None,
     ) -> None:
         text = TextSide.of(teacher)
         self.teacher = Teacher(teacher.spec, teacher.networks[0], None if text is None else text.null_LD)
         self._texts = {teacher.digest: text}
+        self._kept, self._digest = kept, teacher.digest
         self.dataset = dataset
         self.num_samples = num_samples
         self.guidance = teacher.spec.guidance.default if guidance is None else guidance
@@ -147,7 +151,21 @@ class QualityBench:
     def teacher_samples(self, table: StepTable, seeds: NDArray[np.uint64] | None = None) -> Tensor:
         """Samples of the teacher by any table, for the bench's own seeds unless told otherwise."""
         chosen = self.seeds if seeds is None else seeds
-        return sample(self.teacher.spec, [self.teacher.network], chosen, table=table, **self._teachers_own)
+
+        def make() -> Tensor:
+            return sample(self.teacher.spec, [self.teacher.network], chosen, table=table, **self._teachers_own)
+
+        if self._kept is None:
+            return make()
+        what = {
+            "teacher": self._digest,
+            "table": table.to_json(),
+            "seeds": chosen.tolist(),
+            "labels": self.labels,
+            "prompts": self.prompts,
+            "guidance": self.guidance,
+        }
+        return self._kept.get(what, make)
 
     def student_samples(self, student: Student, num_steps: int) -> Tensor:
         """Samples of a student by a plan of its own contract."""
