@@ -73,7 +73,9 @@ def mean_distance(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     return (a_BCHW - b_BCHW).abs().flatten(1).mean(dim=1).clamp(min=1e-5).detach()[:, None, None, None]
 
 
-def generate(spec: StudentSpec, student: nn.Module, z_BCHW: Tensor, conditions: Conditions) -> Tensor:
-    """The one-step generator's images: x0 at t = 1."""
-    x = spec.process.init_scale() * z_BCHW
-    return Predictor.of(spec, student).x0(x, x.new_ones(len(x)), conditions)
+def generate(
+    spec: StudentSpec, student: nn.Module, z_BCHW: Tensor, conditions: Conditions, start: float = 1.0
+) -> Tensor:
+    """The one-step generator's images: x0 of noise at the time `start`."""
+    x = spec.process.init_scale(start) * z_BCHW
+    return Predictor.of(spec, student).x0(x, x.new_full((len(x),), start), conditions)

@@ -40,6 +40,7 @@ class ImprovedDistributionMatching(DistributionMatching):
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
         check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
+        check_setting(self.start == 1.0, f"dmd2 starts its plan at 1, got start={self.start:g}")
         check_setting(self.pairs_weight == 0.0, f"dmd2 has no pairs, got pairs_weight={self.pairs_weight:g}")
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:

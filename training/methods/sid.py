@@ -24,6 +24,7 @@ class ScoreIdentity(DistributionMatching):
 
     name: ClassVar[str] = "sid"
 
+    start: float = 0.6
     alpha: float = 1.0
     weighting: Literal["dmd"] = "dmd"
     pairs_weight: float = 0.0

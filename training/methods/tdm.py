@@ -57,6 +57,7 @@ class TrajectoryDistributionMatching(OneStage):
 
     Args:
         steps: of the student.
+        start: process time of the first evaluation, as for `dmd`.
         levels: where the scores are compared.
         score_steps: updates of the score network for every update of the student.
         weighting: ``dmd`` divides the gradient by mean |x0 - x0_teacher| of each image, ``vsd`` multiplies it by sigma_r.
@@ -66,6 +67,7 @@ class TrajectoryDistributionMatching(OneStage):
     follows_trajectory: ClassVar[bool] = False
 
     steps: int = 4
+    start: float = 1.0
     levels: Literal["interval", "above"] = "above"
     score_steps: int = 4
     weighting: Literal["dmd", "vsd"] = "dmd"
@@ -74,6 +76,7 @@ class TrajectoryDistributionMatching(OneStage):
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
@@ -82,7 +85,9 @@ class TrajectoryDistributionMatching(OneStage):
         return (Phase(name=self.name, network="both", start=0, iterations=self.iterations),)
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
-        plans = {self.steps: ddim(teacher.process, teacher.parameterization, uniform_times(self.steps))}
+        plans = {
+            self.steps: ddim(teacher.process, teacher.parameterization, uniform_times(self.steps, start=self.start))
+        }
         return distilled_contract(
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )
@@ -109,7 +114,7 @@ class TrajectoryDistributionMatching(OneStage):
     def land(self, spec: StudentSpec, student: nn.Module, conditions: Conditions, draws: Draws) -> Landing:
         """One jump of every image's path, all jumps equally often."""
         predictor = Predictor.of(spec, student)
-        times = torch.tensor([*uniform_times(self.steps), 0.0], device=draws.device)
+        times = torch.tensor([*uniform_times(self.steps, start=self.start), 0.0], device=draws.device)
         states = ddim_states(predictor, spec.sample_shape, times[:-1].tolist(), conditions, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
         x_t, t_B, s_B = states[row_B, torch.arange(len(row_B), device=row_B.device)], times[row_B], times[row_B + 1]

@@ -9,7 +9,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.table import run_table
 from distill_rt.kernels import unit_noise
 from distill_rt.training.data import Grid25
-from distill_rt.training.distribution import GeneratorAndScore, follow, frozen, score_loss
+from distill_rt.training.distribution import GeneratorAndScore, follow, frozen, generate, score_loss
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods import (
     DistributionMatching,
@@ -51,8 +51,11 @@ def test_no_gradient_where_the_scores_agree(method):
 def test_a_generator_ends_with_the_mean_and_the_spread_of_the_data(method):
     teacher = Teacher(plain_spec(3), exact_teacher())
     student, score = AffineOfTime(3, num_knots=2), start_at(AffineOfTime(3, num_knots=17), denoiser)
-    with torch.no_grad():  # images near the origin with a third of the spread
-        student.weight.fill_(-0.3)
+    alpha, sigma = (float(f(method.start)) for f in (teacher.process.alpha, teacher.process.sigma))
+    with (
+        torch.no_grad()
+    ):  # images near the origin with a third of the spread: x0 = alpha x - sigma F of x = sigma z is 0.3 z
+        student.weight.fill_((alpha - 0.3 / sigma) / sigma)
     both = GeneratorAndScore(student, score)
     networks = {"student": student, "both": both}
     z, table = unit(4096), method.contract(teacher.spec).plans[1]
@@ -60,6 +63,26 @@ def test_a_generator_ends_with_the_mean_and_the_spread_of_the_data(method):
     made = run(student, table, z).flatten(1)
     torch.testing.assert_close(made.mean(0), exact_teacher().mean.flatten(), atol=0.07, rtol=0.0)
     torch.testing.assert_close(made.std(0), exact_teacher().std.flatten(), atol=0.07, rtol=0.0)
+
+
+@pytest.mark.parametrize("method", [*ONE_STEP, VariationalScore(start=0.3)], ids=[*NAMES, "0.3"])
+def test_training_makes_the_images_that_the_plan_makes(method):
+    """From the same noise, at the time and the scale of the contract's only row."""
+    spec, z = plain_spec(2), Draws(0, 0, 64).normal((2, 1, 1))
+    table = method.contract(spec).plans[1]
+    (row,) = table.rows
+    assert float(spec.process.t_from_model_time(row.time)) == pytest.approx(method.start)
+    made = generate(spec, MixtureTeacher(), z, Conditions(), method.start)
+    torch.testing.assert_close(made, run(MixtureTeacher(), table, z).float(), atol=1e-5, rtol=0.0)
+
+
+def test_below_time_one_the_first_images_are_not_all_the_mean():
+    """What `start` is for, with an exact teacher's weights."""
+    spec, z = plain_spec(2), Draws(0, 0, 512).normal((2, 1, 1))
+    spread = [generate(spec, MixtureTeacher(), z, Conditions(), t).std() for t in (1.0, 0.75, 0.6)]
+    data = Grid25().batch(Draws(0, 0, 512)).x0_BCHW.std()
+    assert spread[0] < 0.01 * data
+    assert spread[0] < 0.1 * spread[1] < 0.1 * spread[2] < 0.2 * data
 
 
 def test_the_losses_touch_disjoint_weights():
@@ -146,6 +169,10 @@ def test_a_rolled_state_is_what_the_sampler_visits():
         (ScoreIdentity, {"steps": 2}),
         (ImprovedDistributionMatching, {"steps": 0}),
         (ImprovedDistributionMatching, {"pairs_weight": 1.0}),
+        (ImprovedDistributionMatching, {"start": 0.75}),
+        (DistributionMatching, {"start": 0.0}),
+        (VariationalScore, {"start": 1.1}),
+        (ScoreIdentity, {"start": float("nan")}),
     ],
 )
 def test_settings_out_of_range(method, wrong):
