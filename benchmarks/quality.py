@@ -128,6 +128,7 @@ OFFERS = (
 )
 """Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
 DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+    "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
     "rectified_flow": {"iterations": "1200", "num_pairs": "3072"},

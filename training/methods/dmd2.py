@@ -40,11 +40,11 @@ class ImprovedDistributionMatching(DistributionMatching):
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
         check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
-        check_setting(self.start == 1.0, f"dmd2 starts its plan at 1, got start={self.start:g}")
+        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
         check_setting(self.pairs_weight == 0.0, f"dmd2 has no pairs, got pairs_weight={self.pairs_weight:g}")
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
-        plans = {self.steps: renoise_plans(teacher, self.steps)[self.steps]}
+        plans = {self.steps: renoise_plans(teacher, self.steps, start=self.start)[self.steps]}
         return distilled_contract(
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )
@@ -58,7 +58,7 @@ class ImprovedDistributionMatching(DistributionMatching):
         predictor = Predictor.of(spec, both.student)
         # One exit for the whole batch, every exit equally often: on average half of the chain is rolled.
         exit_row = step // self.score_steps % self.steps
-        times = uniform_times(self.steps)
+        times = uniform_times(self.steps, start=self.start)
         x = renoised_state(predictor, spec.sample_shape, times[: exit_row + 1], conditions, draws)
         images = predictor.x0(x, x.new_full((len(x),), times[exit_row]), conditions)
         losses = {"score": score_loss(spec, both.score, images, conditions, draws)}

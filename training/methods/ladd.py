@@ -46,6 +46,7 @@ class LatentAdversarial(OneStage):
 
     Args:
         steps: largest plan; every power of two below it is offered too (re-noising between evaluations).
+        start: process time of the first evaluation, as for `dmd`.
         loss: of the logits.
         first_share: of the batch that starts at pure noise, beside its share of all levels.
         judge_steps: updates of the discriminator for every update of the student.
@@ -61,6 +62,7 @@ class LatentAdversarial(OneStage):
     follows_trajectory: ClassVar[bool] = False
 
     steps: int = 4
+    start: float = 1.0
     loss: AdversarialLoss = "softplus"
     first_share: float = 0.5
     judge_steps: int = 4
@@ -77,6 +79,7 @@ class LatentAdversarial(OneStage):
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
         check_setting(0.0 <= self.first_share <= 1.0, f"first_share must be in [0, 1], got {self.first_share:g}")
         check_setting(self.judge_steps >= 1, f"judge_steps must be at least 1, got {self.judge_steps}")
         check_setting(self.judge_rate > 0.0, f"judge_rate must be positive, got {self.judge_rate:g}")
@@ -95,7 +98,7 @@ class LatentAdversarial(OneStage):
         return (Phase(name=self.name, network="both", start=0, iterations=self.iterations, rates=rates),)
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
-        plans = renoise_plans(teacher, self.steps)
+        plans = renoise_plans(teacher, self.steps, start=self.start)
         return distilled_contract(
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )
@@ -115,8 +118,11 @@ class LatentAdversarial(OneStage):
         pairs = cache.next(teacher, table, batch, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
         row_B = torch.where(draws.uniform(Purpose.SECOND_TIME) < self.first_share, 0, row_B)
-        t_B = torch.tensor(uniform_times(self.steps), device=draws.device)[row_B]
-        x_t = spec.process.add_noise(pairs.x0_BCHW, draws.normal(spec.sample_shape), t_B)
+        t_B = torch.tensor(uniform_times(self.steps, start=self.start), device=draws.device)[row_B]
+        z = draws.normal(spec.sample_shape)
+        x_t = spec.process.add_noise(pairs.x0_BCHW, z, t_B)
+        if self.start < 1.0:  # generation starts without an image, and what is left of one below time 1 is plain to see
+            x_t = torch.where((row_B == 0)[:, None, None, None], spec.process.init_scale(self.start) * z, x_t)
         with torch.set_grad_enabled(step >= self.judge_warmup and step % self.judge_steps == 0):
             made = Predictor.of(spec, both.student).x0(x_t, t_B, pairs.conditions)
         return self.adversarial(teacher, both.discriminator, pairs.x0_BCHW, made, pairs.conditions, draws)

@@ -67,7 +67,7 @@ class TrajectoryDistributionMatching(OneStage):
     follows_trajectory: ClassVar[bool] = False
 
     steps: int = 4
-    start: float = 1.0
+    start: float = 0.75
     levels: Literal["interval", "above"] = "above"
     score_steps: int = 4
     weighting: Literal["dmd", "vsd"] = "dmd"

@@ -169,7 +169,7 @@ def test_a_rolled_state_is_what_the_sampler_visits():
         (ScoreIdentity, {"steps": 2}),
         (ImprovedDistributionMatching, {"steps": 0}),
         (ImprovedDistributionMatching, {"pairs_weight": 1.0}),
-        (ImprovedDistributionMatching, {"start": 0.75}),
+        (ImprovedDistributionMatching, {"start": 2.0}),
         (DistributionMatching, {"start": 0.0}),
         (VariationalScore, {"start": 1.1}),
         (ScoreIdentity, {"start": float("nan")}),
