@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from closed_forms import GaussianTeacher, plain_spec
+from closed_forms import PROCESS, GaussianTeacher, plain_spec
 from gaussian_fit import MEAN, STD, AffineOfTime, exact_teacher, fit, run, unit
 
 from distill_rt.core.errors import UsageError
@@ -199,6 +199,33 @@ def test_a_generator_ends_with_the_mean_and_the_spread_of_the_teachers_images():
     torch.testing.assert_close(made.std(0), exact_teacher().std.flatten(), atol=0.1, rtol=0.0)
 
 
+@pytest.mark.parametrize("start", [1.0, 0.75])
+def test_the_first_evaluation_sees_noise_alone(start):
+    """As generation does: nothing of an image is left in the state of the first row, and something in those of later rows."""
+    teacher, method = gaussian_teacher(), LatentAdversarial(steps=2, start=start, num_pairs=64, judge_warmup=0)
+    cache, seen = PairCache(teacher.spec, 64), []
+    cache.x0_NCHW.fill_(1000.0)
+    cache.count.fill_(64)
+
+    class Student(AffineOfTime):
+        def forward(self, x, time_B):
+            seen.extend(
+                zip(PROCESS.t_from_model_time(time_B).tolist(), x.flatten(1).abs().amax(dim=1).tolist(), strict=True)
+            )
+            return super().forward(x, time_B)
+
+    student = Student(3, num_knots=2)
+    both = GeneratorAndDiscriminator(student, FeatureJudge(teacher))
+    batch = Batch(x0_BCHW=torch.zeros(64, 3, 1, 1), label_B=None)
+    networks = {"student": student, "both": both, "pairs": cache}
+    method.losses(method.phases(teacher.spec)[0], 0, networks, teacher, batch, Draws(0, 0, 64))
+    first, later = ([size for t, size in seen if (t > 0.6 * start) == is_first] for is_first in (True, False))
+    assert len(first) > 32
+    assert max(first) < 10.0
+    assert later
+    assert min(later) > 100.0
+
+
 def test_the_judge_learns_alone_at_first_and_faster():
     teacher, method = gaussian_teacher(), LatentAdversarial(steps=1, num_pairs=8, judge_steps=2, judge_warmup=3)
     (phase,) = method.phases(teacher.spec)
@@ -221,6 +248,7 @@ def test_the_judge_learns_alone_at_first_and_faster():
     ("method", "wrong"),
     [
         (LatentAdversarial, {"steps": 0}),
+        (LatentAdversarial, {"start": 0.0}),
         (LatentAdversarial, {"first_share": 1.5}),
         (LatentAdversarial, {"judge_steps": 0}),
         (LatentAdversarial, {"judge_rate": 0.0}),
