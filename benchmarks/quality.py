@@ -143,7 +143,7 @@ DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
     "shortcut": {"iterations": "800"},
     "imm": {"iterations": "900"},
     "dmd": {"iterations": "500", "num_pairs": "2048"},
-    "vsd": {"iterations": "700", "start": "1"},
+    "vsd": {"iterations": "700"},
     "sid": {"iterations": "600", "start": "1"},
     "dmd2": {"iterations": "700"},
     "meanflow": {"iterations": "700"},

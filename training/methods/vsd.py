@@ -14,12 +14,11 @@ from distill_rt.training.methods.dmd import DistributionMatching
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariationalScore(DistributionMatching):
-    """Settings as in `DistributionMatching`. The papers' own are ``weighting=vsd`` or ``diff_instruct`` at ``level_power=1``,
-    and for SwiftBrush ``start=1``; the defaults keep twice as many modes of a grid (docs/methods.md)."""
+    """Settings as in `DistributionMatching`. The papers' own weights are ``weighting=vsd`` and ``diff_instruct`` at
+    ``level_power=1``; the defaults keep twice as many modes of a grid (docs/methods.md)."""
 
     name: ClassVar[str] = "vsd"
 
-    start: float = 0.75
     weighting: Literal["dmd", "vsd", "diff_instruct"] = "dmd"
     pairs_weight: float = 0.0
     level_power: float = 2.0
