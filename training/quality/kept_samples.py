@@ -32,7 +32,8 @@ class KeptSamples:
         content = json.dumps({**what, "torch": torch.__version__}, sort_keys=True)
         path = self._directory / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
         try:
-            return load_file(path)["samples"]
+            kept: Tensor = load_file(path)["samples"]
+            return kept
         except (FileNotFoundError, SafetensorError, KeyError):
             samples = make()
             with atomic_file(path) as partial:
