@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_verify.py --benchmark-only --benchmark-group-by=group
 
-The files have the sizes of C10's engine in float32 and of SD-Turbo's in bfloat16; they lie in memory (page cache). What a
-manifest without blocks costs is `one-digest`: `hashlib` on one core, as `sha256sum` does it.
+The files have the sizes of C10's engine in float32 and of SD-Turbo's in bfloat16; they lie in memory (page cache). `one-digest`
+is a manifest without blocks: a core for each file.
 """
 
 from __future__ import annotations

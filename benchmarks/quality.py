@@ -6,8 +6,7 @@
 Writes rows {method, dataset, nfe, seed, measures..., passed, failures}, controls included, beside those that the file has of
 other runs; the table in docs/methods.md and the plot are made of all of them. Resumable: teachers and their sample sets,
 students and finished rows are kept in --work, a second call goes on; --missing passes over students whose rows --out holds,
-from any work directory.
-Every student has one thread; --jobs students train at a time.
+from any work directory. Every student has one thread; --jobs students train at a time.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Offer:
         if dataset not in self.datasets:
             return
         # A UNet on digits costs many times the points' network: fewer iterations keep a student within 4 minutes.
-        budget = DIGITS_ITERATIONS.get(self.method, {}) if dataset == "digits" else {}
+        budget = DIGITS_SETTINGS.get(self.method, {}) if dataset == "digits" else {}
         for steps, nfe in self.students:
             yield Run(
                 method=self.method,
@@ -127,7 +126,7 @@ OFFERS = (
     Offer(method="ladd", students=ALL),
 )
 """Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
-DIGITS_ITERATIONS: dict[str, dict[str, str]] = {
+DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},

@@ -10,7 +10,7 @@ def uniform_times(num_steps: int, *, start: float = 1.0) -> list[float]:
 
 def late_times(num_steps: int, power: float, *, start: float = 1.0) -> list[float]:
     """``start (1 - i / num_steps)^power``: a power above 1 leaves the times after the first nearer to 0."""
-    return [start * (1.0 - i / num_steps) ** power for i in range(num_steps)]
+    return [start * t**power for t in uniform_times(num_steps)]
 
 
 def powers_of_two(steps: int) -> list[int]:

@@ -150,6 +150,15 @@ def check_setting(ok: bool, expected: str) -> None:
         raise UsageError(expected, code="setting-invalid")
 
 
+def check_start(start: float) -> None:
+    """Refuse a process time at which no student can start.
+
+    Raises:
+        UsageError: not above 0 and at most 1.
+    """
+    check_setting(0.0 < start <= 1.0, f"start must be above 0 and at most 1, got {start:g}")
+
+
 def sequence(phases: list[tuple[str, int, int]]) -> tuple[Phase, ...]:
     """Phases one after the other from (name, iterations, target); those without iterations are left out."""
     result, start = [], 0

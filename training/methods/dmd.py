@@ -32,7 +32,7 @@ from distill_rt.training.distribution import (
 )
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.losses import squared_error
-from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting
+from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, check_start
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Teacher
@@ -70,7 +70,7 @@ class DistributionMatching(OneStage):
 
     def __post_init__(self) -> None:
         check_setting(self.steps == 1, f"{self.name} makes students of one step, got steps={self.steps}")
-        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
+        check_start(self.start)
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
         check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
         check_setting(self.pairs_weight >= 0.0, f"pairs_weight must not be negative, got {self.pairs_weight:g}")

@@ -17,7 +17,7 @@ from distill_rt.training.consistency import renoise_plans
 from distill_rt.training.data import Batch
 from distill_rt.training.distribution import GeneratorAndScore, score_loss
 from distill_rt.training.draws import Draws
-from distill_rt.training.methods.base import Networks, Phase, check_setting
+from distill_rt.training.methods.base import Networks, Phase, check_setting, check_start
 from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Predictor, Teacher
@@ -40,7 +40,7 @@ class ImprovedDistributionMatching(DistributionMatching):
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
         check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
-        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
+        check_start(self.start)
         check_setting(self.pairs_weight == 0.0, f"dmd2 has no pairs, got pairs_weight={self.pairs_weight:g}")
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:

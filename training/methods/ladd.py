@@ -30,7 +30,7 @@ from distill_rt.training.consistency import renoise_plans
 from distill_rt.training.data import Batch
 from distill_rt.training.distribution import frozen
 from distill_rt.training.draws import Draws, Purpose
-from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting
+from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, check_start
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
@@ -79,7 +79,7 @@ class LatentAdversarial(OneStage):
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
+        check_start(self.start)
         check_setting(0.0 <= self.first_share <= 1.0, f"first_share must be in [0, 1], got {self.first_share:g}")
         check_setting(self.judge_steps >= 1, f"judge_steps must be at least 1, got {self.judge_steps}")
         check_setting(self.judge_rate > 0.0, f"judge_rate must be positive, got {self.judge_rate:g}")

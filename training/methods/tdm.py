@@ -29,7 +29,7 @@ from distill_rt.training.distribution import MAX_TIME, MIN_TIME, GeneratorAndSco
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.flow_map import jump, two_time_x0
 from distill_rt.training.losses import squared_error
-from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting
+from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, check_start
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
 from distill_rt.training.rollout import ddim_states
@@ -76,7 +76,7 @@ class TrajectoryDistributionMatching(OneStage):
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        check_setting(0.0 < self.start <= 1.0, f"start must be above 0 and at most 1, got {self.start:g}")
+        check_start(self.start)
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
