@@ -3,15 +3,18 @@
     python benchmarks/bench_load.py --work DIRECTORY [--rounds 9]
 
 A process imports the package, verifies and loads the engine, and generates an image (``preload=False``, as ``distill-rt
-generate`` does, so without a call to warm up); `load_s` counts from `load`, when all packages are imported. Beside it the same
-engine compiled with OpenVINO's own choice of elementwise kernels (`distill_rt.backends.openvino.MANY_KERNELS`), and one
-process in which both are called in turns: what the quick load costs. Precisions that the processor lacks are left out.
+generate`` does, so without a call to warm up); `load_s` counts from `load`, when all packages are imported. Three engines of
+each precision: the trajectory, the trajectory with OpenVINO's own choice of elementwise kernels
+(`distill_rt.backends.openvino.MANY_KERNELS`), and the step engine, whose graph is a quarter as large. Then one process calls
+them in turns: what a quick start costs later. Precisions that the processor lacks are left out.
 Results go to benchmarks/results/load.json; benchmarks/render_performance.py shows them in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import statistics
@@ -33,7 +36,8 @@ from distill_rt.runtime import Pipeline
 
 NUM_THREADS = len(os.sched_getaffinity(0))
 RESULT = Path(__file__).resolve().parent / "results/load.json"
-MODE: Literal["trajectory"] = "trajectory"
+Engine = Literal["trajectory", "fused", "step"]
+ENGINES: tuple[Engine, ...] = ("trajectory", "fused", "step")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 SEED = 7
 MIN_PSNR_DB = 30.0
@@ -51,13 +55,15 @@ print(json.dumps({"first_image_s": now - started, "load_s": now - imported, "bus
 """
 
 
-def build(work: Path, precision: Precision, *, fused: bool) -> Path | None:
+def build(work: Path, precision: Precision, kind: Engine) -> Path | None:
     """The engine, or None where the processor cannot compute in this precision; kept between runs."""
     from distill_rt.export import compile_bundle, export_student
 
-    bundle, engine = work / "trajectory.bundle", work / f"trajectory.{precision}{'.fused' if fused else ''}.engine"
+    mode: Literal["step", "trajectory"] = "step" if kind == "step" else "trajectory"
+    fused = kind == "fused"
+    bundle, engine = work / f"{mode}.bundle", work / f"{mode}.{precision}{'.fused' if fused else ''}.engine"
     if not bundle.exists():
-        export_student(networks.write_c10(work / "student"), bundle, MODE)
+        export_student(networks.write_c10(work / "student"), bundle, mode)
     if not engine.exists():
         ours = openvino.MANY_KERNELS
         openvino.MANY_KERNELS = {} if fused else ours
@@ -87,22 +93,30 @@ def first_image(engine: Path) -> dict[str, float]:
     return seconds
 
 
-def measure(ours: Path, fused: Path, rounds: int) -> dict[str, Any]:
-    """Both engines in turns: median seconds to the first image, and the ratio of a call's time."""
-    for engine in (ours, fused):
+def measure(engines: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """All of them in turns: median seconds to the first image, and a call's time as a multiple of the trajectory's."""
+    for engine in engines.values():
         first_image(engine)  # the files are in memory from here on
-    seconds = [{"ours": first_image(ours), "fused": first_image(fused)} for _ in range(rounds)]
-    row: dict[str, Any] = {}
-    for name in ("ours", "fused"):
-        for key in ("first_image_s", "load_s", "busy_s"):
-            row[f"{name}_{key}"] = round(statistics.median(pair[name][key] for pair in seconds), 3)
-    with Pipeline.load(ours) as a, Pipeline.load(fused) as b:
-        calls = {"ours": lambda: a.generate(seed=SEED).images, "fused": lambda: b.generate(seed=SEED).images}
-        row["psnr_db"] = psnr_db(calls["ours"](), calls["fused"]())
-        if row["psnr_db"] < MIN_PSNR_DB:
-            raise SystemExit(f"not the same image: {row}")
+    seconds = [{kind: first_image(engine) for kind, engine in engines.items()} for _ in range(rounds)]
+    rows: dict[str, Any] = {
+        kind: {key: round(statistics.median(took[kind][key] for took in seconds), 3) for key in seconds[0][kind]}
+        for kind in engines
+    }
+    with contextlib.ExitStack() as stack:
+        pipes = {kind: stack.enter_context(Pipeline.load(engine)) for kind, engine in engines.items()}
+        calls = {kind: functools.partial(_images, pipe) for kind, pipe in pipes.items()}
+        for kind in engines:
+            rows[kind]["psnr_db"] = psnr_db(calls["trajectory"](), calls[kind]())
+            if rows[kind]["psnr_db"] < MIN_PSNR_DB:
+                raise SystemExit(f"not the same image: {kind}, {rows}")
         samples = alternate(calls, rounds=10 * rounds)
-        return row | {"call_ms": samples.summary("ours")["median_ms"], "call": samples.ratio("fused", "ours")}
+    for kind in engines:
+        rows[kind] |= {"call_ms": samples.summary(kind)["median_ms"], "call": samples.ratio(kind, "trajectory")}
+    return rows
+
+
+def _images(pipe: Pipeline) -> Any:
+    return pipe.generate(seed=SEED).images
 
 
 def main() -> None:
@@ -114,15 +128,15 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = {}
     for precision in PRECISIONS:
-        ours, fused = (build(args.work, precision, fused=fused) for fused in (False, True))
-        if ours is not None and fused is not None:
-            rows[precision] = measure(ours, fused, args.rounds)
+        engines = {kind: engine for kind in ENGINES if (engine := build(args.work, precision, kind)) is not None}
+        if engines:
+            rows[precision] = measure(engines, args.rounds)
             print(f"{precision}: {rows[precision]}", flush=True)
     write_result(
         args.out,
         {
             "name": "load",
-            "about": "C10, trajectory of 4 steps, batch 1: from a new process to its first image",
+            "about": "C10, 4 steps, batch 1: from a new process to its first image",
             "engines": rows,
             **describe(NUM_THREADS),
         },

@@ -85,7 +85,7 @@ class Offer:
                 dataset=dataset,
                 steps=steps,
                 nfe=nfe,
-                settings={**budget, **self.settings},
+                settings={**self.settings, **budget},
                 variant=self.variant,
             )
 
@@ -107,6 +107,8 @@ OFFERS = (
     # One step has one time.
     Offer(method="gits", students=EACH[:2]),
     Offer(method="gits", students=EACH[:2], settings={"power": "2"}, variant="squares"),
+    # Points have two elements each, so they need more trajectories.
+    Offer(method="bespoke", students=EACH, settings={"batch_size": "2048"}),
     Offer(method="boot", students=ONE),
     Offer(method="lcm", students=ALL),
     Offer(method="pcm", students=EACH[:2]),
@@ -134,6 +136,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "consistency_training": {"iterations": "1200"},
     "ect": {"iterations": "1200"},
     "sfd": {"iterations": "150"},
+    "bespoke": {"batch_size": "128"},
     "boot": {"iterations": "700"},
     "lcm": {"iterations": "900"},
     "pcm": {"iterations": "700"},

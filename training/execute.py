@@ -77,7 +77,8 @@ def _run_as(
     sides.to(device)
     dataset = sides.dataset(source, teacher.spec.sample_shape, latents_directory)
     if isinstance(method, Searches):  # the contract follows from what it finds
-        method = method.searched(teacher, dataset, seed)
+        teacher.to(device)
+        method = method.searched(teacher, dataset, seed, options.get("progress") if processes.is_main else None)
     contract = method.contract(teacher.spec)
     identity = identity_of(
         method, contract, source, sides, teacher_digest=teacher_digest, device=device, options=options

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 from distill_rt.training.device import DeviceChoice
 from distill_rt.training.journal import JournalOptions
 from distill_rt.training.parallel import Parallel
-from distill_rt.training.trainer import Progress
+from distill_rt.training.progress import Progress
 
 
 class RunOptions(TypedDict, total=False):

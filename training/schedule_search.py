@@ -3,48 +3,37 @@
 Chen et al. 2024 (GITS, arXiv 2405.11326): teachers' trajectories have one shape, so a few of them tell what a long
 step costs between any two times of a grid, and dynamic programming finds the best times for every number of steps.
 
-Legend: G intervals of the grid, B trajectories, C channels, H rows, W columns.
+Legend: G intervals of the grid.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from distill_rt.training.predictor import Conditions, Teacher
+from distill_rt.training.trajectories import Trajectories
 
 
-def jump_costs(
-    teacher: Teacher, x_BCHW: Tensor, times: Sequence[float], conditions: Conditions, *, power: float = 1.0
-) -> Tensor:
+def jump_costs(trajectories: Trajectories, *, power: float = 1.0) -> Tensor:
     """Mean error of one DDIM jump from every time to every later one, against the teacher's own point there.
 
-    The trajectory takes second-order steps from time to time. Errors are root mean squares over an image's elements in units of
-    ``sqrt(alpha^2 + sigma^2)``: there data of unit variance have equal spread at all times, so that what is left of an error at
-    the end hardly depends on when it was made. (Where alpha is 1, as in the paper, errors at high noise shrink on their way.)
+    Errors are root mean squares over an image's elements in units of ``sqrt(alpha^2 + sigma^2)``: there data of unit variance
+    have equal spread at all times, so that what is left of an error at the end hardly depends on when it was made. (Where alpha
+    is 1, as in the paper, errors at high noise shrink on their way.)
 
     Args:
-        x_BCHW: states at the first time.
-        times: strictly falling, the last one is 0.
         power: of every image's error; 2 adds squares, as for errors without correlation.
 
     Returns:
         (G + 1, G + 1): entry (j, k) for times[j] > times[k], infinity elsewhere.
     """
-    times_GB = [torch.full((len(x_BCHW),), t) for t in times]
-    states, predictions = [x_BCHW], []
-    for t_B, s_B in itertools.pairwise(times_GB):
-        x, x0 = states[-1], teacher.x0(states[-1], t_B, conditions)
-        x0_s = teacher.x0(teacher.step_with(x, x0, t_B, s_B), s_B, conditions)
-        states.append(teacher.step_with(x, 0.5 * (x0 + x0_s), t_B, s_B))
-        predictions.append(x0)
-    costs = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
-    for j, x0 in enumerate(predictions):
-        for k in range(j + 1, len(times)):
+    teacher, states = trajectories.teacher, trajectories.states
+    times_GB = [states[0].new_full((len(states[0]),), t) for t in trajectories.times]
+    costs = torch.full((len(states), len(states)), math.inf, dtype=torch.float64)
+    for j, x0 in enumerate(trajectories.predictions):
+        for k in range(j + 1, len(states)):
             error = teacher.step_with(states[j], x0, times_GB[j], times_GB[k]) - states[k]
             level = teacher.process.at(times_GB[k].double()[0])
             squared_B = error.double().square().flatten(1).mean(dim=1) / (level.alpha**2 + level.sigma**2)

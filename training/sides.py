@@ -16,8 +16,8 @@ from distill_rt.training.data import Dataset, Source
 from distill_rt.training.device import CPU
 from distill_rt.training.latents import LatentSide
 from distill_rt.training.parallel import Processes
+from distill_rt.training.progress import Progress
 from distill_rt.training.text import EmbeddedCaptions, TextSide
-from distill_rt.training.trainer import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,9 @@ from distill_rt.training.journal import Observer, StepRecord
 from distill_rt.training.methods.base import Phase
 from distill_rt.training.parallel import Processes
 from distill_rt.training.predictor import Teacher
+from distill_rt.training.progress import Progress
 from distill_rt.training.sharding import check_shardable, gather_into, shard, whole
 from distill_rt.training.signals import deferred_signals
-
-Progress = Callable[[str, int, int, float | None], None]
-"""Called as progress(phase name, steps done, steps in all, running loss); images are encoded before there is a loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

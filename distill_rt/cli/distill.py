@@ -45,6 +45,7 @@ METHODS = (
     "guidance",
     "dice",
     "gits",
+    "bespoke",
     "feature_kd",
     "bk_sdm",
 )

@@ -405,6 +405,14 @@ def test_bad_times_are_refused(times: tuple[float, ...]) -> None:
         flow_map(RectifiedFlow(), times)
 
 
+def test_an_evaluation_without_noise_is_refused() -> None:
+    for sampler in (ddim, ddpm, dpmpp_2m, multistep_consistency, heun):
+        with pytest.raises(UsageError, match="noise left") as caught:
+            sampler(RectifiedFlow(), Prediction.FLOW, (1.0, 0.5, 0.0))
+        assert caught.value.code == "times-invalid"
+    assert len(ddim(RectifiedFlow(), Prediction.FLOW, (1.0, 0.5), end=0.0).rows) == 2
+
+
 def test_an_end_above_the_last_time_is_refused() -> None:
     with pytest.raises(UsageError):
         ddim(VPCosine(), Prediction.V, (0.9, 0.5), end=0.6)

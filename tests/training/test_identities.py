@@ -156,8 +156,10 @@ def test_contracts_hold_their_own_tables(labelled_teacher, name):
         assert table.num_evaluations == num_steps
     # Who learns from data alone, or one scale, offers no guidance: there is no input for it. A teacher with another table stays
     # guided.
-    guided = {"consistency_training": "none", "ect": "none", "imm": "none", "dice": "none", "gits": "cfg"}.get(
-        name, "embedded"
-    )
+    kinds = {
+        "none": ("consistency_training", "ect", "imm", "dice"),
+        "cfg": ("gits", "bespoke"),
+    }
+    guided = next((kind for kind, names in kinds.items() if name in names), "embedded")
     assert spec.guidance.mode == guided
     assert spec.networks[0].config.get("guidance", False) is (guided == "embedded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_rt.training.methods.base import Method, Phase
+from distill_rt.training.methods.bespoke import BespokeSolver
 from distill_rt.training.methods.bk_sdm import BlockRemoval
 from distill_rt.training.methods.boot import Boot
 from distill_rt.training.methods.catch_up import CatchUp
@@ -70,6 +71,7 @@ METHODS: Mapping[str, type[Method]] = {
         GuidanceDistillation,
         ConditionSharpening,
         ScheduleSearch,
+        BespokeSolver,
         FeatureKD,
         BlockRemoval,
     )
@@ -80,6 +82,7 @@ __all__ = [
     "Method",
     "Phase",
     "METHODS",
+    "BespokeSolver",
     "BlockRemoval",
     "ClassifierFeatures",
     "CatchUp",

@@ -19,6 +19,7 @@ from distill_rt.core.spec import StudentSpec
 from distill_rt.training.data import Batch, Dataset
 from distill_rt.training.draws import Draws
 from distill_rt.training.predictor import Teacher
+from distill_rt.training.progress import Progress
 from distill_rt.training.student import student_network
 
 Networks = Mapping[str, nn.Module]
@@ -94,9 +95,10 @@ class Method(Protocol):
 class Searches(Protocol):
     """A `Method` whose contract depends on the teacher's network too. It may train nothing (no phases)."""
 
-    def searched(self, teacher: Teacher, dataset: Dataset, seed: int) -> Method:
+    def searched(self, teacher: Teacher, dataset: Dataset, seed: int, progress: Progress | None = None) -> Method:
         """The method with what it found among its settings, so that everything that follows, the contract first of all, is a
-        function of the settings as it is for others. Called once, before the run; equal seeds must find equal settings."""
+        function of the settings as it is for others. Called once, before the run, with the teacher where the run computes;
+        equal seeds must find equal settings."""
         ...
 
 

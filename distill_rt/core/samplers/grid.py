@@ -21,7 +21,7 @@ def visited_levels(process: NoiseProcess, times: Sequence[float], end: float | N
     """From each of `times` to the next, the last one to `end` (None: clean data).
 
     Raises:
-        UsageError: no times, or times (with end) not strictly falling within [0, 1].
+        UsageError: no times, times (with end) not strictly falling within [0, 1], or an evaluation where no noise is left.
     """
     path = [float(t) for t in times] + ([] if end is None else [float(end)])
     in_range = all(math.isfinite(t) and 0.0 <= t <= 1.0 for t in path)
@@ -32,6 +32,12 @@ def visited_levels(process: NoiseProcess, times: Sequence[float], end: float | N
             hint="for example (1.0, 0.75, 0.5, 0.25); t = 1 is noise, t = 0 is data",
         )
     levels = [scalar_level(process, t) for t in path] + ([DATA] if end is None else [])
+    if any(level.sigma == 0.0 for level in levels[:-1]):
+        raise UsageError(
+            f"times where a network is evaluated must have noise left, got {path}",
+            code="times-invalid",
+            hint="leave out the last time: a sampler goes on from the one before it to clean data by itself",
+        )
     return list(itertools.pairwise(levels))
 
 

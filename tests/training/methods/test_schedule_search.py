@@ -16,6 +16,7 @@ from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.run import distill, train
 from distill_rt.training.schedule_search import cheapest_path, jump_costs
+from distill_rt.training.trajectories import record
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_the_path_found_is_the_cheapest_of_all(step_weight, seed):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_costs_are_distances_from_the_exact_flow(teacher, power):
     x, times = unit().double(), [*uniform_times(80), 0.0]
-    costs = jump_costs(teacher, x, times, Conditions(), power=power)
+    costs = jump_costs(record(teacher, x, times, Conditions()), power=power)
     exact = exact_teacher()
     for j, k in ((0, 80), (0, 40), (20, 30), (60, 80)):
         t, s = times[j], times[k]
@@ -59,7 +60,7 @@ def test_where_every_jump_is_exact_all_cost_nothing():
             t = PROCESS.t_from_model_time(time)
             return V.target(x, torch.full_like(x, 0.3), PROCESS.at(t).like(x))
 
-    costs = jump_costs(Teacher(plain_spec(3), Constant()), unit(16), [*uniform_times(6), 0.0], Conditions())
+    costs = jump_costs(record(Teacher(plain_spec(3), Constant()), unit(16), [*uniform_times(6), 0.0], Conditions()))
     assert costs[torch.ones_like(costs).triu(1) > 0].max() < 1e-3
 
 
