@@ -172,6 +172,23 @@ def test_every_method_makes_a_student_that_samples(teachers, method, data, out):
     assert sorted(file.name for file in out.iterdir()) == ["network0.safetensors", "student.json"]
 
 
+def test_first_weights_of_a_student_of_data_alone(teachers, tmp_path):
+    """Fresh ones are the seed's; the teacher's need not be near to them."""
+    settings = {**BRIEF, "iterations": "1", "peak_learning_rate": "1e-9", "ema_decay": "0"}
+
+    def weights(name, seed, **more):
+        distill("consistency_training", teachers["grid25"], tmp_path / name, settings=settings | more, seed=seed)
+        return next(load_student(tmp_path / name).networks[0].parameters())
+
+    of_teacher = next(load_student(teachers["grid25"]).networks[0].parameters())
+    taken = weights("taken", 0)
+    fresh, again, other = (weights(f"fresh{i}", seed, first_weights="fresh") for i, seed in enumerate((0, 0, 1)))
+    torch.testing.assert_close(taken, of_teacher, rtol=0, atol=1e-6)
+    assert torch.equal(fresh, again)
+    assert not torch.allclose(fresh, other, atol=1e-3)
+    assert not torch.allclose(fresh, of_teacher, atol=1e-3)
+
+
 def test_a_student_of_a_student(teachers, out, tmp_path):
     """Its guidance is an input already."""
     distill_case("consistency", teachers["grid25-labelled"], tmp_path / "first")

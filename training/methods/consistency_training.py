@@ -2,8 +2,8 @@
 
 Song & Dhariwal 2023 (iCT, arXiv 2310.14189): `ict_pair` on N(k) levels, N doubling from `first_levels` to `last_levels`; x_t
 and x_s share image and noise; the target is the student itself without gradient (no average: their section 3.2); pseudo-Huber
-metric, weight 1 / (ratio - next). ``start=fresh`` trains from nothing, as they do; ``start=teacher`` begins with the teacher's
-weights, which is all that is taken from it.
+metric, weight 1 / (ratio - next). With ``first_weights=fresh`` it trains from nothing, as they do; with ``teacher`` it begins
+with the teacher's weights, which is all that is taken from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distill_rt.training.student import distilled_contract, student_network
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsistencyTraining(OneStage):
     """Args: steps: largest plan; first_levels, last_levels: s0 and s1 of the paper; huber: c; plan_power: of the times of a
-    plan (`renoise_plans`); start: first weights."""
+    plan (`renoise_plans`); first_weights: what it begins with."""
 
     name: ClassVar[str] = "consistency_training"
 
@@ -38,7 +38,7 @@ class ConsistencyTraining(OneStage):
     last_levels: int = 160
     huber: float = 0.001
     plan_power: float = 2.0
-    start: Literal["teacher", "fresh"] = "teacher"
+    first_weights: Literal["teacher", "fresh"] = "teacher"
     iterations: int = 3000
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class ConsistencyTraining(OneStage):
 
     def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
         spec = self.contract(teacher.spec)
-        fresh = self.start == "fresh"
+        fresh = self.first_weights == "fresh"
         return {"student": build_network(spec.networks[0]) if fresh else student_network(teacher, spec)}
 
     def losses(
