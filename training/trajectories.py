@@ -9,8 +9,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from distill_rt.core.errors import ResourceError
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.progress import Progress
 
@@ -47,6 +49,9 @@ def record(
     Args:
         z_BCHW: unit noise.
         times: strictly falling, the first is 1, the last 0.
+
+    Raises:
+        ResourceError: a state is not finite.
     """
     times_GB = [z_BCHW.new_full((len(z_BCHW),), t) for t in times]
     states, predictions = [teacher.process.init_scale(times[0]) * z_BCHW], []
@@ -54,6 +59,12 @@ def record(
         x, x0 = states[-1], teacher.x0(states[-1], t_B, conditions)
         x0_s = teacher.x0(teacher.step_with(x, x0, t_B, s_B), s_B, conditions)
         states.append(teacher.step_with(x, 0.5 * (x0 + x0_s), t_B, s_B))
+        if not bool(torch.isfinite(states[-1]).all()):
+            raise ResourceError(
+                f"the teacher's trajectories are not finite below time {times[i]:g}",
+                code="teacher-diverged",
+                hint="its network answers NaN or infinity there: train it again, or import it again in float32",
+            )
         predictions.append(x0)
         if progress is not None:
             progress("the teacher's trajectories", i + 1, len(times) - 1, None)

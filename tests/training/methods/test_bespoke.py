@@ -8,7 +8,7 @@ import torch
 from closed_forms import PROCESS, V, plain_spec
 from gaussian_fit import GaussianData, denoiser, exact_teacher, relative, run, unit
 
-from distill_rt.core.errors import UsageError
+from distill_rt.core.errors import ResourceError, UsageError
 from distill_rt.core.process import EDM, RectifiedFlow
 from distill_rt.core.samplers.ddim import ddim
 from distill_rt.core.samplers.dpmpp_2m import dpmpp_2m
@@ -123,6 +123,16 @@ def test_the_table_runs_what_was_fitted(process, steps: int) -> None:
     }
     table = BespokeSolver(steps=steps, **settings).contract(spec).plans[steps]
     torch.testing.assert_close(run(Denoiser(), table, z).float(), fitted.states[-1], rtol=2e-4, atol=2e-4)
+
+
+def test_a_teacher_that_is_not_finite_is_named() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return torch.where(PROCESS.t_from_model_time(time)[:, None, None, None] < 0.5, torch.nan, x)
+
+    with pytest.raises(ResourceError, match=r"not finite below time 0\.5") as caught:
+        record(Teacher(plain_spec(3), Broken()), unit(4), GRID, Conditions())
+    assert "\n" not in str(caught.value)
 
 
 def test_equal_predictions_share_their_weight() -> None:
