@@ -63,6 +63,21 @@ def test_every_method_goes_where_its_networks_are(name):
         assert torch.equal(far.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "searched")])
+def test_searches_go_where_the_teacher_is(name):
+    recipe = RECIPES["grid25-labelled-teacher"]().for_classes(5)
+    torch.manual_seed(0)
+    network = build_network(recipe.spec.networks[0])
+    nn.init.normal_(network.backbone.out.weight, std=0.1)
+    method, dataset = METHODS[name](steps=2, intervals=6, batch_size=8), load_dataset("grid25-labelled")
+    near = method.searched(Teacher(recipe.spec, network), dataset, seed=0)
+    with imaginary_cuda() as device:
+        teacher = Teacher(recipe.spec, network)
+        teacher.to(device)
+        far = method.searched(teacher, dataset, seed=0)
+    assert far == near != method
+
+
 def test_a_run_there_goes_on_from_its_checkpoint(tmp_path):
     class Stop(BaseException):
         pass
