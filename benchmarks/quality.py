@@ -129,6 +129,7 @@ OFFERS = (
 )
 """Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
 DIGITS_SETTINGS: dict[str, dict[str, str]] = {
+    "guidance": {"iterations": "1500"},
     "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
@@ -165,7 +166,14 @@ RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
     # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.
     *(
-        Run(method=method, dataset=name, steps=4, nfe=(16,), baseline_divisor=2)
+        Run(
+            method=method,
+            dataset=name,
+            steps=4,
+            nfe=(16,),
+            baseline_divisor=2,
+            settings=DIGITS_SETTINGS.get(method, {}) if name == "digits" else {},
+        )
         for name in ("grid25-labelled", "digits")
         for method in ("guidance", "dice")
     ),

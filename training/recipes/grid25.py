@@ -16,6 +16,7 @@ from distill_rt.training.recipes.base import Figure, Recipe
 def grid25_teacher() -> Recipe:
     """Without labels: a student must find all 25 modes from noise."""
     figures = (
+        Figure(method="bespoke", nfe=4, c2st=0.499, passed=True),
         Figure(method="progressive", nfe=4, c2st=0.509, passed=True),
         Figure(method="progressive", nfe=1, c2st=0.592, passed=True),
         Figure(method="consistency", nfe=4, c2st=0.513, passed=True),
