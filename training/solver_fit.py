@@ -22,8 +22,8 @@ from distill_rt.training.trajectories import Trajectories
 HISTORY = 3
 """Earlier predictions that a row of a step table can weigh."""
 FIRST_TIMES, POWERS = (1.0, 0.9, 0.75, 0.6, 0.45), (1.0, 1.5, 2.0, 3.0)
-"""Of the schedules ``first (1 - i / n)^power``, and a search begins with the best. Uniform times alone may end far from it:
-two steps on grid25 have an error of 0.125 from there, of 0.05 from here."""
+"""Of the schedules ``first (1 - i / n)^power``; a search begins with the best of them. From uniform times alone it may end far
+away: two steps on grid25 have an error of 0.125 from there, of 0.05 from here (by hand)."""
 FIRST_MOVE = 4
 """Intervals by which a time moves at first; then half as many, down to one."""
 RANK_TOLERANCE = 1e-6
