@@ -6,117 +6,67 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from distill_rt.core.directory import check_writable, refuse_existing, resource_errors
+from distill_rt.core.directory import check_writable, resource_errors
 from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import save_student
 from distill_rt.training.config import TrainConfig, check_method, check_seed
-from distill_rt.training.data.source import Source
 from distill_rt.training.device import choose_device
 from distill_rt.training.draws import Draws
 from distill_rt.training.identity import identity_of, with_provenance
+from distill_rt.training.job import Job, config_of, free_places
 from distill_rt.training.journal import NUM_SAMPLES, Journal
-from distill_rt.training.kept import MARK, KeptWeights, run_digest
-from distill_rt.training.methods.base import Method, Phase, Searches
+from distill_rt.training.methods.base import Phase, Searches
 from distill_rt.training.options import RunOptions
 from distill_rt.training.parallel import Processes, joined_processes
-from distill_rt.training.predictor import Teacher
-from distill_rt.training.sides import Sides
 from distill_rt.training.smaller import network_cost
 from distill_rt.training.text import Prompts
 from distill_rt.training.trainer import Trainer
 
-CHECKPOINT_EVERY = 250
 
-
-def execute(
-    method: Method,
-    teacher: Teacher,
-    source: Source,
-    out: Path,
-    *,
-    sides: Sides,
-    teacher_digest: str | None,
-    options: RunOptions,
-) -> dict[str, Any]:
+def execute(job: Job) -> dict[str, Any]:
     """The run of this process: all of them refuse, draw and compute the same; the main one alone writes."""
-    device = choose_device(options.get("device", "auto"))
+    device = choose_device(job.options.get("device", "auto"))
     with joined_processes(device) as processes:
-        return _run_as(
-            processes, device, method, teacher, source, out, sides=sides, teacher_digest=teacher_digest, options=options
-        )
+        return _run_as(processes, device, job)
 
 
-def _run_as(
-    processes: Processes,
-    device: torch.device,
-    method: Method,
-    teacher: Teacher,
-    source: Source,
-    out: Path,
-    *,
-    sides: Sides,
-    teacher_digest: str | None,
-    options: RunOptions,
-) -> dict[str, Any]:
+def _run_as(processes: Processes, device: torch.device, job: Job) -> dict[str, Any]:
+    out, sides, options = job.out, job.sides, job.options
     force, resume = options.get("force", False), options.get("resume", False)
-    checkpoint = _free_places(out, force=force, resume=resume)
+    checkpoint = free_places(out, force=force, resume=resume)
     started, seed = time.monotonic(), options.get("seed", 0)
     check_seed(seed)
-    latents = options.get("latents")
-    if latents is not None and sides.latents is None:
+    if options.get("latents") is not None and sides.latents is None:
         raise UsageError(
             "--latents is for networks that work on latents", code="latents-not-needed", hint="leave --latents out"
         )
-    latents_directory = out.with_name(f"{out.name}.latents") if latents is None else latents
     sides.to(device)
-    dataset = sides.dataset(source, teacher.spec.sample_shape, latents_directory)
+    dataset = sides.dataset(job.source, job.teacher.spec.sample_shape, job.latents_directory)
+    method = job.method
     if isinstance(method, Searches):  # the contract follows from what it finds
-        teacher.to(device)
-        method = method.searched(teacher, dataset, seed, options.get("progress") if processes.is_main else None)
-    contract = method.contract(teacher.spec)
+        job.teacher.to(device)
+        method = method.searched(job.teacher, dataset, seed, options.get("progress") if processes.is_main else None)
+    contract = method.contract(job.teacher.spec)
     identity = identity_of(
-        method, contract, source, sides, teacher_digest=teacher_digest, device=device, options=options
+        method, contract, job.source, sides, teacher_digest=job.teacher_digest, device=device, options=options
     )
-    keep_every, kept = options.get("keep_every", 0), None
-    if keep_every:
-        kept = KeptWeights(directory=out.with_name(f"{out.name}.weights"), run=run_digest(identity), every=keep_every)
-        refuse_existing(kept.directory, force=True, ours=MARK)
-    config = TrainConfig(
-        method=method,
-        seed=seed,
-        checkpoint=checkpoint,
-        checkpoint_every=options.get("checkpoint_every", CHECKPOINT_EVERY),
-        identity=identity,
-        accumulate=options.get("accumulate", 1),
-        precision=options.get("precision", "fp32"),
-        kept=kept,
-        compile=options.get("compile", False),
-        checkpoint_activations=options.get("checkpoint_activations", False),
-        ema_power=options.get("ema_power"),
-        parallel=options.get("parallel", "ddp"),
-        device=device,
-    )
-    configuration = _configuration(config, teacher, out) | {"processes": processes.count, "device": device.type}
+    config = config_of(job, method, identity, checkpoint, device)
+    configuration = _configuration(config, job) | {"processes": processes.count, "device": device.type}
     _check_samples(options)
-    journal = _open_journal(options, contract, configuration, sides, source)
+    journal = _open_journal(job, contract, configuration)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
     sides.prepare(processes, options.get("progress"))
-    trainer = Trainer(config, dataset, teacher, processes)
+    trainer = Trainer(config, dataset, job.teacher, processes)
     processes.wait()  # everybody has looked at what stands there
-    if processes.is_main and checkpoint.exists() and not resume:  # with force, and now that nothing is left to refuse
-        with resource_errors(checkpoint):
-            shutil.rmtree(checkpoint)
-    if processes.is_main and kept is not None and not resume:  # of a run before
-        with resource_errors(kept.directory):
-            shutil.rmtree(kept.directory, ignore_errors=True)
+    if processes.is_main and not resume:
+        _clear(config)
     processes.wait()
     if not processes.is_main:
         trainer.run(resume=resume)
@@ -125,8 +75,8 @@ def _run_as(
     spec = with_provenance(contract, identity, losses)
     digest = save_student(out, spec, [network], **sides.parts(), force=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    if latents is None:
-        shutil.rmtree(latents_directory, ignore_errors=True)
+    if options.get("latents") is None:
+        shutil.rmtree(job.latents_directory, ignore_errors=True)
     cost = network_cost(spec, network)
     return {
         "path": str(out),
@@ -138,32 +88,29 @@ def _run_as(
         "steps": list(spec.steps),
         "num_parameters": cost.parameters,
         "flops_per_evaluation": cost.flops,
-        "notes": [*source.notes, *([] if teacher_digest is not None else sides.notes(source))],
+        "notes": [*job.source.notes, *([] if job.teacher_digest is not None else sides.notes(job.source))],
     }
 
 
-def _free_places(out: Path, *, force: bool, resume: bool) -> Path:
-    """Refuse what would be overwritten; the directory of the checkpoint."""
-    refuse_existing(out, force=force, ours="student.json")
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
-    refuse_existing(checkpoint, force=True, ours="checkpoint.json")
-    if checkpoint.exists() and not resume and not force:
-        raise UsageError(
-            f"there is an unfinished run at {checkpoint}",
-            code="checkpoint-exists",
-            hint="go on with --resume, or start anew with --force",
-        )
-    return checkpoint
+def _clear(config: TrainConfig) -> None:
+    """Remove what an earlier run left, now that nothing is left to refuse."""
+    assert config.checkpoint is not None
+    if config.checkpoint.exists():
+        with resource_errors(config.checkpoint):
+            shutil.rmtree(config.checkpoint)
+    if config.kept is not None:
+        with resource_errors(config.kept.directory):
+            shutil.rmtree(config.kept.directory, ignore_errors=True)
 
 
-def _configuration(config: TrainConfig, teacher: Teacher, out: Path) -> dict[str, Any]:
+def _configuration(config: TrainConfig, job: Job) -> dict[str, Any]:
     """What a dry run hands back: everything that decides the run, and what it would write."""
-    phases = check_method(config.method, teacher.spec)
+    phases = check_method(config.method, job.teacher.spec)
     return {
         **config.identity,
         "phases": [_described(phase) for phase in phases],
         "training_steps": sum(phase.iterations for phase in phases),
-        "path": str(out),
+        "path": str(job.out),
         "checkpoint": str(config.checkpoint),
         "checkpoint_every": config.checkpoint_every,
         "max_gradient_norm": config.max_gradient_norm,
@@ -185,9 +132,8 @@ def _check_samples(options: RunOptions) -> None:
         )
 
 
-def _open_journal(
-    options: RunOptions, spec: StudentSpec, configuration: Mapping[str, Any], sides: Sides, source: Source
-) -> Journal | None:
+def _open_journal(job: Job, spec: StudentSpec, configuration: Mapping[str, Any]) -> Journal | None:
+    options, sides = job.options, job.sides
     wanted = options.get("journal")
     if wanted is None:
         return None
@@ -195,7 +141,7 @@ def _open_journal(
     decode = None if sides.latents is None else sides.latents.decode
     prompts = None
     if sides.text is not None and wanted.sample_every:  # those of the first images that are trained on
-        captions = source.dataset.batch(Draws(options.get("seed", 0), 0, NUM_SAMPLES)).captions_B
+        captions = job.source.dataset.batch(Draws(options.get("seed", 0), 0, NUM_SAMPLES)).captions_B
         assert captions is not None
         prompts = Prompts(texts=captions, side=sides.text)
     return Journal(wanted, spec, configuration, may_replace=may_replace, decode=decode, prompts=prompts)

@@ -13,6 +13,7 @@ from distill_rt.models import Student, load_student
 from distill_rt.models.autoencoder import load_autoencoder
 from distill_rt.training.data.source import check_classes, open_source, recorded_source
 from distill_rt.training.execute import execute
+from distill_rt.training.job import Job
 from distill_rt.training.latents import LatentSide
 from distill_rt.training.methods import METHODS
 from distill_rt.training.options import RunOptions
@@ -69,7 +70,17 @@ def train(
     with fresh_text(spec, chosen.words, seed=options.get("seed", 0)) as text:
         sides = Sides(text=text, latents=latents)
         untaught = Teacher(spec, nn.Identity(), sides.null_text_LD)
-        return execute(method, untaught, source, out, sides=sides, teacher_digest=None, options=options)
+        return execute(
+            Job(
+                method=method,
+                teacher=untaught,
+                source=source,
+                out=out,
+                sides=sides,
+                teacher_digest=None,
+                options=options,
+            )
+        )
 
 
 def distill(
@@ -111,7 +122,17 @@ def distill(
     source = open_source(_data_of(loaded) if data is None else data, loaded.spec)
     check_classes(source, loaded.spec, loaded.spec.provenance.get("classes"))
     taught = Teacher(loaded.spec, loaded.networks[0], sides.null_text_LD)
-    return execute(config, taught, source, out, sides=sides, teacher_digest=loaded.digest, options=options)
+    return execute(
+        Job(
+            method=config,
+            teacher=taught,
+            source=source,
+            out=out,
+            sides=sides,
+            teacher_digest=loaded.digest,
+            options=options,
+        )
+    )
 
 
 def _check_teacher(teacher: Student) -> None:
