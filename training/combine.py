@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from distill_rt.core.directory import check_writable, refuse_existing
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.models import Student, load_student, save_student
+from distill_rt.training.config import check_seed
 from distill_rt.training.draws import Draws, Purpose
+from distill_rt.training.evaluate import scale_of
 from distill_rt.training.kept import read_kept
 from distill_rt.training.quality.bench import QualityBench
 from distill_rt.training.quality.metrics import sliced_wasserstein
@@ -63,9 +65,9 @@ def combine(
         seed: of the search.
 
     Returns:
-        A JSON object: path, digest, checkpoints, coefficients, distances to the teacher on the search's noise (``searched``)
-        and on other noise (``held_out``) of the combination, the plain average, the last weights and the student;
-        ``beats_average`` says whether it is nearer than the plain average on the latter.
+        A JSON object: path, digest, checkpoints, coefficients, the teacher's guidance scale (`scale_of`), and distances to the
+        teacher on the search's noise (``searched``) and on other noise (``held_out``): of the combination, the plain average,
+        the last weights and the student; ``beats_average`` says whether it is nearer than the plain average on the latter.
 
     Raises:
         UsageError: settings out of range, a teacher of other samples, or no prompts.
@@ -77,6 +79,7 @@ def combine(
             f"got {num_samples}, {generations} and {population}",
             code="setting-invalid",
         )
+    check_seed(seed)
     refuse_existing(out, force=force, ours="student.json")
     loaded, reference = load_student(student), load_student(teacher)
     if loaded.spec.sample_shape != reference.spec.sample_shape or loaded.spec.condition != reference.spec.condition:
@@ -87,10 +90,11 @@ def combine(
         raise ArtifactError("one checkpoint is no choice", code="weights-missing", hint="use a smaller --keep-every")
     mixture = Mixture(loaded.networks[0], list(kept.values()))
     asked = asked_prompts(reference, prompts, num_samples)
+    guidance = scale_of(loaded, reference)
     check_writable(out)
 
     def bench_of(noise: int) -> QualityBench:
-        return QualityBench(reference, None, asked=asked, num_samples=num_samples, seed=noise)
+        return QualityBench(reference, None, asked=asked, num_samples=num_samples, guidance=guidance, seed=noise)
 
     def distance(bench: QualityBench, network: nn.Module) -> float:
         samples = bench.student_samples(dataclasses.replace(loaded, networks=(network,)), num_steps)
@@ -120,6 +124,7 @@ def combine(
         "checkpoints": list(kept),
         "coefficients": [round(value, 6) for value in best.tolist()],
         "steps": num_steps,
+        "guidance": guidance,
         **figures,
         "beats_average": figures["held_out"]["combination"] < figures["held_out"]["average"],
     }

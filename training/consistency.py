@@ -28,6 +28,9 @@ RATIO_LOG_MEAN, RATIO_LOG_STD, MIN_RATIO, MAX_RATIO = 0.0, 2.0, 0.002, 80.0
 """Log-normal law of the noise ratio and its range; students of it start from the upper end. The papers' mean of -1.1 belongs to
 data of standard deviation 0.5 and to 400,000 iterations; at our 1,200 it leaves the first step untrained (docs/log.md)."""
 
+MIN_PLAN_TIME = 1e-4
+"""Of an evaluation; below it there is no noise left to remove."""
+
 PairOfTimes = tuple[Tensor, Tensor, Tensor]
 """(t, s, weight), each (B,)."""
 
@@ -55,10 +58,14 @@ def renoise_plans(teacher: StudentSpec, steps: int, *, start: float = 1.0, power
     on the states of their own plan have the times of their training.
 
     Raises:
-        UsageError: a power that is not positive.
+        UsageError: a power that is not positive, or so large that the last time has no noise.
     """
-    if not power > 0.0:
-        raise UsageError(f"plan_power must be positive, got {power:g}", code="setting-invalid")
+    if not (power > 0.0 and late_times(steps, power, start=start)[-1] >= MIN_PLAN_TIME):
+        raise UsageError(
+            f"plan_power must be positive, and small enough that the last of {steps} times is not 0; got {power:g}",
+            code="setting-invalid",
+            hint="1 to 3 are common",
+        )
     return {
         n: multistep_consistency(teacher.process, teacher.parameterization, late_times(n, power, start=start))
         for n in powers_of_two(steps)

@@ -79,6 +79,15 @@ def evaluate(
     }
 
 
+def check_num_samples(num_samples: int) -> None:
+    """Refuse too few to measure anything, and more than memory holds."""
+    if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
+        raise UsageError(
+            f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",
+            code="num-samples-out-of-range",
+        )
+
+
 def scale_of(student: Student, teacher: Student) -> float | None:
     """The guidance scale of the teacher that a student stands for; None where the teacher has none.
 
@@ -102,11 +111,7 @@ def open_bench(
     Args:
         kept: where the teacher's own sample sets are looked up and left.
     """
-    if not MIN_SAMPLES <= num_samples <= MAX_SAMPLES:
-        raise UsageError(
-            f"an evaluation needs {MIN_SAMPLES} to {MAX_SAMPLES} samples, got {num_samples}",
-            code="num-samples-out-of-range",
-        )
+    check_num_samples(num_samples)
     if not 0 <= seed < FRESH_SEEDS // num_samples:
         raise UsageError(
             f"the seed of an evaluation must be 0 to {FRESH_SEEDS // num_samples - 1}, got {seed}",

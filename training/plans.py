@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_STEPS = 1024
+"""More than any teacher has: a larger number of steps is a typing error, and its table would fill the memory."""
+
 
 def uniform_times(num_steps: int, *, start: float = 1.0) -> list[float]:
     """`num_steps` process times from `start`, evenly down to but without 0."""

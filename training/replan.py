@@ -15,6 +15,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.models import load_student, save_student
 from distill_rt.training.methods import METHODS
+from distill_rt.training.plans import MAX_STEPS
 
 
 def replan(
@@ -36,6 +37,8 @@ def replan(
     if power is None and steps is None:
         raise UsageError("nothing to change: give other times or another number of steps", code="setting-invalid")
     refuse_existing(out, force=force, ours="student.json")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"steps must be 1 to {MAX_STEPS}, got {steps}", code="steps-out-of-range")
     loaded = load_student(student)
     spec = replanned(loaded.spec, power=power, steps=steps)
     check_writable(out)

@@ -17,14 +17,12 @@ from distill_rt.training.job import Job
 from distill_rt.training.latents import LatentSide
 from distill_rt.training.methods import METHODS
 from distill_rt.training.options import RunOptions
+from distill_rt.training.plans import MAX_STEPS
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
 from distill_rt.training.settings import apply_settings
 from distill_rt.training.sides import Sides
 from distill_rt.training.text import fresh_text
-
-MAX_STEPS = 1024
-"""More than any teacher has: a larger number of steps is a typing error, and its table would fill the memory."""
 
 
 def train(

@@ -85,8 +85,11 @@ def search_solver(trajectories: Trajectories, num_steps: int, progress: Progress
     The first time is free as well: at 1 a teacher answers the mean of its data whatever the noise, a wasted evaluation, and a
     fitted step corrects for noise that is read at a lower time.
     """
-    starts = (_nearest(trajectories.times, late_times(num_steps, p, start=t)) for t in FIRST_TIMES for p in POWERS)
-    best = min((fit_solver(trajectories, indices) for indices in starts), key=_error)
+    starts = [_nearest(trajectories.times, late_times(num_steps, p, start=t)) for t in FIRST_TIMES for p in POWERS]
+    best = start = fit_solver(trajectories, starts[0])
+    for indices in starts[1:]:  # neighbours share their first time, and so their first evaluation
+        start = fit_solver(trajectories, indices, like=start)
+        best = min(best, start, key=_error)
     last = len(trajectories.times) - 1
     move = FIRST_MOVE
     while move >= 1:

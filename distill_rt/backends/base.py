@@ -23,6 +23,8 @@ from distill_rt.core.spec import TEXT_ENCODER, StudentSpec, TensorSpec
 Array = NDArray[Any]
 
 CACHE_LINE_BYTES = 64
+MAX_THREADS = 1024
+"""More than any machine has cores for one call: backends start whatever number they are told, at megabytes for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +43,10 @@ class CompileOptions:
     refittable: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_threads < 1:
+        threads = self.num_threads
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
             raise UsageError(
-                f"num_threads must be 1 or more, got {self.num_threads}",
+                f"num_threads must be an integer of 1 to {MAX_THREADS}, got {threads!r:.40}",
                 code="threads-out-of-range",
                 hint="leave it out to use every physical core that this process may use",
             )

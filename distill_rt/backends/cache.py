@@ -111,10 +111,16 @@ def _discard_leftovers(root: Path, key: str) -> None:
 
 
 def _prune(root: Path, limit_bytes: float, *, keep: str) -> None:
-    """Remove the least recently used engines until the rest fits; entries in use are skipped."""
+    """Remove what killed builders left, and the least recently used engines until the rest fits; entries in use are skipped."""
     entries = []
     for entry in root.iterdir():
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.name.startswith(
+            "."
+        ):  # of a builder of `.KEY.*`, which holds the lock of its entry as long as it lives
+            with _unlocked(root, entry.name[1:].partition(".")[0]) as unlocked:
+                if unlocked:
+                    shutil.rmtree(entry, ignore_errors=True)
+        elif entry.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process prunes too
                 size = sum(file.stat().st_size for file in entry.rglob("*"))
                 entries.append((entry.stat().st_mtime, size, entry))
@@ -122,16 +128,25 @@ def _prune(root: Path, limit_bytes: float, *, keep: str) -> None:
     for _, size, entry in sorted(entries):
         if total <= limit_bytes or entry.name == keep:
             continue
-        lock = FileLock(root / f"{entry.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        try:
-            shutil.rmtree(entry, ignore_errors=True)
-            total -= size
-        finally:
-            lock.release()
+        with _unlocked(root, entry.name) as unlocked:
+            if unlocked:
+                shutil.rmtree(entry, ignore_errors=True)
+                total -= size
+
+
+@contextlib.contextmanager
+def _unlocked(root: Path, key: str) -> Iterator[bool]:
+    """Whether nobody else builds or uses this entry; held as long as the block runs."""
+    lock = FileLock(root / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _limit_bytes() -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from distill_rt.backends.base import Backend, CompileOptions, Program, component_batch, component_batches
+from distill_rt.backends.base import MAX_THREADS, Backend, CompileOptions, Program, component_batch, component_batches
 from distill_rt.backends.cuda.programs import CudaBackend, DeviceProgram
 from distill_rt.backends.fingerprint import check_engine
 from distill_rt.core.artifacts import EngineBody
@@ -100,8 +100,8 @@ def _check_consistent(body: EngineBody, manifest: Manifest, directory: Path) -> 
     listed = {entry.path for entry in manifest.files}
     threads = body.options.get("num_threads")
     problem = ""
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        problem = f"options.num_threads must be a positive integer, got {threads!r}"
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        problem = f"options.num_threads must be an integer of 1 to {MAX_THREADS}, got {threads!r}"
     elif set(body.components) != set(body.parts):
         problem = f"components must be {', '.join(body.parts)}, as the contract says for mode {body.mode}"
     elif not body.batches or any(not _complete(name, body) for name in body.components):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_rt.backends import processor
 from distill_rt.backends.base import Backend, CompileOptions
 from distill_rt.backends.registry import Target, backend_for
 from distill_rt.core.artifacts import EngineBody
@@ -123,8 +124,15 @@ def _explain(name: str, was: Any, now: Any) -> str:
 
 
 def _rebuild(body: EngineBody, directory: Path) -> str:
-    precision = "" if body.precision == "fp32" else f" --precision {body.precision}"
-    return (
-        f"compile it again: distill-rt compile BUNDLE --target {body.target}{precision} "
-        f"--out {shlex.quote(str(directory))} --force"
-    )
+    """The command that compiles the same engine again; what is the default of every machine is left out."""
+    words = ["distill-rt compile BUNDLE --target", body.target]
+    if body.precision != "fp32":
+        words.append(f"--precision {body.precision}")
+    if body.batches != (1,):
+        words.append(f"--batch {','.join(map(str, body.batches))}")
+    threads = body.options.get("num_threads", 1)
+    if threads < processor.available_cores():  # more were the default of a larger machine
+        words.append(f"--threads {threads}")
+    if body.options.get("refittable"):
+        words.append("--refittable")
+    return f"compile it again: {' '.join(words)} --out {shlex.quote(str(directory))} --force"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from distill_rt.bench.harness import PROMPT, describe_machine
 from distill_rt.bench.report import Machine, Summary
 from distill_rt.core.errors import UsageError
+from distill_rt.core.noise import NUM_SEEDS
 from distill_rt.runtime.pipeline import Pipeline
 from distill_rt.runtime.request import Request
 
@@ -86,6 +87,7 @@ def compare_engines(
         UsageError: the engines are not of one student, or the request is outside of a contract or an engine.
         DistillError: an engine cannot be loaded.
     """
+    Request(seed=seed, num_images=num_images)  # refuses what is none, before anything is loaded
     with contextlib.ExitStack() as stack:
         pipelines = [stack.enter_context(Pipeline.load(engine)) for engine in engines]
         _check_one_student(pipelines)
@@ -101,7 +103,7 @@ def compare_engines(
             Request(
                 labels=None if labels is None else tuple(labels),
                 prompts=None if prompts is None else tuple(prompts),
-                seed=(seed + k * num_images) % 2**64,
+                seed=(seed + k * num_images) % NUM_SEEDS,
                 num_images=num_images,
                 steps=steps,
                 guidance=guidance,

@@ -62,9 +62,8 @@ def bench_engine(
         if prompts is None and pipeline.spec.condition.kind == "text":
             prompts = (PROMPT,)
         sizes = sorted(set(num_images or (1, *pipeline.batches)))
-        runs = [
-            _run(
-                pipeline,
+        requests = [  # all of them are checked before the first is measured
+            pipeline.resolve(
                 Request(
                     labels=None if labels is None else tuple(labels),
                     prompts=None if prompts is None else tuple(prompts),
@@ -72,12 +71,11 @@ def bench_engine(
                     num_images=size,
                     steps=steps,
                     guidance=guidance,
-                ),
-                num_requests,
-                num_warmup,
+                )
             )
             for size in sizes
         ]
+        runs = [_run(pipeline, request, num_requests, num_warmup) for request in requests]
         body = pipeline.manifest
         return BenchReport(
             engine=str(engine),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distill_rt.cli.outcome import Outcome, pairs, size, table
 from distill_rt.cli.parser import integers, positive, positives
 from distill_rt.core import codec
+from distill_rt.core.atomic_file import atomic_file, check_file
 from distill_rt.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def run(args: argparse.Namespace) -> Outcome:
         raise UsageError(
             f"{args.plot} does not end in {', '.join(_PLOT_SUFFIXES)}", code="plot-format", hint="name it latency.png"
         )
+    for path in (args.out, args.plot):
+        if path is not None:
+            check_file(path)
     if args.compare_modes is not None:
         return _compare(args)
     from distill_rt.bench.harness import bench_engine
@@ -80,8 +84,6 @@ def run(args: argparse.Namespace) -> Outcome:
 def _write(path: Path | None, data: dict[str, Any]) -> None:
     if path is None:
         return
-    from distill_rt.core.atomic_file import atomic_file
-
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from distill_rt.cli.artifact_text import describe_engine
 from distill_rt.cli.outcome import Outcome
@@ -53,7 +54,16 @@ def run(args: argparse.Namespace) -> Outcome:
             progress=progress,
         )
     description = describe_engine(args.out)
-    going_on = f"use it: distill-rt generate {args.out} --out images.png"
+    going_on = f"use it: distill-rt {_first_use(description.data['contract'], args.out)}"
     if description.data["gate"] is None:
         going_on = f"copy it to its target, and there: distill-rt verify {args.out} --gate"
     return Outcome(data=description.data, text=f"{description.text}\n{going_on}")
+
+
+def _first_use(contract: dict[str, Any], engine: Path) -> str:
+    """What works for any engine of this contract, as it stands."""
+    shape = contract["sample_shape"] if contract["decoder"] is None else contract["decoder"]["image_shape"]
+    if shape[0] not in (1, 3, 4):  # no PNG holds such images
+        return f"bench {engine}"
+    condition = {"label": " --label 0", "text": " --prompt TEXT"}.get(contract["condition"]["kind"], "")
+    return f"generate {engine}{condition} --out images.png"

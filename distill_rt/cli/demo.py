@@ -31,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
+    from distill_rt.backends.registry import resolve_target
     from distill_rt.cli.progress import progress_bar
     from distill_rt.core.directory import resource_errors
     from distill_rt.core.errors import UsageError
+    from distill_rt.training.config import check_seed
+    from distill_rt.training.evaluate import check_num_samples
 
     if not 0 < args.effort <= 100:
         raise UsageError(f"--effort must be above 0 and at most 100, got {args.effort}", code="setting-invalid")
+    check_seed(args.seed)
+    check_num_samples(args.num_samples)
+    resolve_target(args.target)
 
     started = time.monotonic()
     paths = {name: args.out / name for name in ("teacher", "student", "digits.bundle", "digits.engine")}

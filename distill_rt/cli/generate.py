@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill_rt.cli.outcome import Outcome
 from distill_rt.cli.parser import integers, positive
+from distill_rt.core.errors import UsageError
 
 EXTRA = "cpu"
 
@@ -37,10 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    from distill_rt.runtime.images import check_output, save_grid, save_separate
+    from distill_rt.core.atomic_file import check_file
+    from distill_rt.runtime.images import check_output, check_sheet, save_grid, save_separate, separate_paths
     from distill_rt.runtime.pipeline import Pipeline
     from distill_rt.runtime.request import Request
 
+    if args.separate and args.columns is not None:
+        raise UsageError("--columns is for a sheet, and --separate makes none", code="bad-arguments", hint="choose one")
     check_output(args.out)
     request = Request(
         labels=args.label,
@@ -51,6 +55,14 @@ def run(args: argparse.Namespace) -> Outcome:
         guidance=args.guidance,
     )
     with Pipeline.load(args.engine, preload=False, capture=not args.no_capture) as pipeline:
+        request = pipeline.resolve(request)
+        assert request.num_images is not None
+        if args.separate:
+            check_sheet(pipeline.spec.image_shape, 1, args.scale)
+            for path in separate_paths(args.out, request.num_images):
+                check_file(path)
+        else:
+            check_sheet(pipeline.spec.image_shape, request.num_images, args.scale, args.columns)
         result = pipeline.generate_request(request)
         target = pipeline.manifest.target
         load_ms = pipeline.load_ms

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import signal
@@ -176,7 +177,8 @@ def _fail(what: dict[str, Any], exit_code: int, as_json: bool) -> int:
 
 def _forget_stdout() -> None:
     """Nobody reads what is left in the buffer; Python would complain once more when it flushes it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _maybe_traceback() -> None:
@@ -244,11 +246,15 @@ def entry() -> None:
     After a signal the process leaves at once. Python would otherwise turn exit code 130 into a death by SIGINT if the
     exception had passed through code that a library ran from a string, and would wait for threads of libraries.
     """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]  # None: closed by who started us
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     if code > 128:
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in streams:
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -60,7 +60,7 @@ def compile_bundle(
     """
     out = Path(out) if str(out) else Path(bundle).with_suffix(".engine")
     refuse_existing(out, force=force, ours="engine.json")
-    _check_batches(batches)
+    check_batches(batches)
     progress("verifying the bundle")
     opened = open_bundle(bundle)
     resolved, backend = resolve_target(target)
@@ -110,7 +110,12 @@ def _copy(source: Path, directory: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def _check_batches(batches: Sequence[int]) -> None:
+def check_batches(batches: Sequence[int]) -> None:
+    """Refuse batches out of range, and what is no list of them."""
+    if not isinstance(batches, Sequence):
+        raise UsageError(
+            f"batches must be a list, got {batches!r:.40}", code="batch-type", hint="one batch is batches=(4,)"
+        )
     for batch in batches:
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
             raise UsageError(

@@ -10,40 +10,45 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from distill_rt.core.atomic_file import atomic_file
-from distill_rt.core.directory import resource_errors
+from distill_rt.core.atomic_file import atomic_file, check_file
 from distill_rt.core.errors import ArtifactError, UsageError
 from distill_rt.runtime.request import Result
 
 MIN_SHOWN_PX = 64
 """Smaller images are enlarged by default, or nobody can see them."""
 
+MAX_PIXELS = 2**28
+"""Of one picture: 4096 images of 256 x 256, of which a PNG takes three bytes each while it is written."""
+
 _COLOUR_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PREFIX = "distill-rt:"
 
 
-def default_scale(images_BHWC: NDArray[np.uint8]) -> int:
-    """The smallest whole factor that makes both sides at least `MIN_SHOWN_PX`."""
-    return max(1, -(-MIN_SHOWN_PX // int(min(images_BHWC.shape[1:3]))))
+def default_scale(size: tuple[int, int]) -> int:
+    """The smallest whole factor that makes both sides of (H, W) at least `MIN_SHOWN_PX`."""
+    return max(1, -(-MIN_SHOWN_PX // min(size)))
 
 
 def make_grid(images_BHWC: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
     """All images on one sheet (H', W', C), row by row without gaps; by default as square as possible, the rest black."""
     num, height, width, channels = images_BHWC.shape
-    columns = min(num, columns or math.ceil(math.sqrt(num)))
+    columns = _columns(num, columns)
     rows = -(-num // columns)
     cells = np.zeros((rows * columns, height, width, channels), np.uint8)
     cells[:num] = images_BHWC
     sheet = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return sheet.reshape(rows * height, columns * width, channels)
+
+
+def _columns(num_images: int, columns: int | None) -> int:
+    return min(num_images, columns or math.ceil(math.sqrt(num_images)))
 
 
 def check_output(path: Path) -> None:
@@ -54,15 +59,40 @@ def check_output(path: Path) -> None:
         ResourceError: its directory cannot be made or written.
     """
     if path.suffix.lower() != ".png":
-        raise UsageError(f"{path} does not end in .png", code="output-not-png", hint="images are written as PNG")
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory", code="output-is-directory", hint="give the name of a file")
-    with resource_errors(path):
-        parent = _nearest_existing(path.parent)
-        if not parent.is_dir():
-            raise NotADirectoryError(20, f"{parent} is a file", str(parent))
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied", str(parent))
+        raise UsageError(f"{path} is no name of a .png", code="output-not-png", hint="images are written as PNG")
+    check_file(path)
+
+
+def check_sheet(
+    image_shape: tuple[int, int, int], num_images: int, scale: int | None, columns: int | None = None
+) -> None:
+    """Refuse, before any work is done, images that no PNG can hold.
+
+    Args:
+        image_shape: (C, H, W) of one image.
+        num_images: on the sheet.
+        scale, columns: as for `save_grid`.
+
+    Raises:
+        UsageError: the number of channels is no PNG colour mode, or more than `MAX_PIXELS` in all.
+    """
+    channels, height, width = image_shape
+    if channels not in _COLOUR_MODES:
+        raise UsageError(
+            f"images with {channels} channels cannot be written as PNG",
+            code="channels-not-png",
+            hint="take the array from Python: pipe.generate(...).images",
+        )
+    columns = _columns(num_images, columns)
+    factor = scale or default_scale((height, width))
+    pixels = -(-num_images // columns) * columns * height * width * factor**2
+    if pixels > MAX_PIXELS:
+        raise UsageError(
+            f"a picture of {num_images} images of {width} x {height}, {factor} times enlarged, has {pixels:.3g} pixels; "
+            f"{MAX_PIXELS:.3g} can be written",
+            code="picture-too-large",
+            hint="use a smaller --scale, fewer images, or --separate",
+        )
 
 
 def separate_paths(path: Path, num_images: int) -> list[Path]:
@@ -77,16 +107,16 @@ def save_grid(path: Path, result: Result, *, scale: int | None = None, columns: 
     """Write all images of a result as one sheet.
 
     Raises:
-        UsageError: the student's number of channels is no PNG colour mode.
+        UsageError: as `check_sheet`.
         ResourceError: the disk is full or not writable.
     """
-    scale = scale or default_scale(result.images)
+    scale = _checked_scale(result, len(result.images), scale, columns)
     _write(path, make_grid(result.images, columns), result, range(len(result.images)), scale)
 
 
 def save_separate(path: Path, result: Result, *, scale: int | None = None) -> list[Path]:
     """Write each image to its own file (`separate_paths`); each file carries its own seed. Raises as `save_grid`."""
-    scale = scale or default_scale(result.images)
+    scale = _checked_scale(result, 1, scale)
     paths = separate_paths(path, len(result.images))
     for k, name in enumerate(paths):
         _write(name, result.images[k], result, range(k, k + 1), scale)
@@ -100,26 +130,26 @@ def read_text(path: Path) -> dict[str, object]:
         ArtifactError: no PNG, or one of somebody else.
     """
     try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {})
+        # Not Image.open, which refuses pictures of more pixels than it would decode: nothing is decoded here.
+        with PngImageFile(path) as image:
+            text = image.text
             found = {key.removeprefix(_PREFIX): json.loads(text[key]) for key in text if key.startswith(_PREFIX)}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError) as error:  # the last is PIL's word for a file that is no PNG
         raise ArtifactError(f"{path} is not a readable PNG: {error}", code="image-unreadable") from error
     if not found:
         raise ArtifactError(f"{path} was not written by distill-rt", code="image-foreign")
     return found
 
 
+def _checked_scale(result: Result, num_images: int, scale: int | None, columns: int | None = None) -> int:
+    _, height, width, channels = result.images.shape
+    check_sheet((channels, height, width), num_images, scale, columns)
+    return scale or default_scale((height, width))
+
+
 def _write(path: Path, image_HWC: NDArray[np.uint8], result: Result, members: range, scale: int) -> None:
-    channels = image_HWC.shape[-1]
-    if channels not in _COLOUR_MODES:
-        raise UsageError(
-            f"images with {channels} channels cannot be written as PNG",
-            code="channels-not-png",
-            hint="take the array from Python: pipe.generate(...).images",
-        )
     pixels = image_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode=None)
+    picture = Image.fromarray(pixels[..., 0] if image_HWC.shape[-1] == 1 else pixels, mode=None)
     with atomic_file(path) as partial:
         picture.save(partial, format="PNG", pnginfo=_text(result, members, scale))
 
@@ -142,9 +172,3 @@ def _text(result: Result, members: range, scale: int) -> PngInfo:
     for key, value in values.items():
         info.add_text(_PREFIX + key, json.dumps(value))
     return info
-
-
-def _nearest_existing(directory: Path) -> Path:
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
-    return directory

@@ -169,7 +169,13 @@ class Pipeline:
     def generate_request(self, request: Request, *, on_step: OnStep | None = None) -> Result:
         """`generate` for a `Request`."""
         watch = Stopwatch()
-        request = self._resolve(request, on_step)
+        if on_step is not None and self._engine.body.steps is not None:
+            raise UsageError(
+                "on_step was given, but this engine computes a whole trajectory in one call: there are no previews",
+                code="previews-not-in-engine",
+                hint="leave on_step out, or compile a bundle that was exported with --mode step",
+            )
+        request = self.resolve(request)
         assert request.num_images is not None
         assert request.steps is not None
         assert request.seed is not None
@@ -201,17 +207,15 @@ class Pipeline:
             request=request,
         )
 
-    def _resolve(self, request: Request, on_step: OnStep | None) -> Request:
-        """The request with nothing left open, if the contract and the engine allow it."""
+    def resolve(self, request: Request) -> Request:
+        """The request with nothing left open; `generate_request` does it first, and a caller may, to know before it begins.
+
+        Raises:
+            UsageError: outside of the contract or of the engine.
+        """
         fixed = self._engine.body.steps
         if fixed is None:
             return request.resolve(self.spec)
-        if on_step is not None:
-            raise UsageError(
-                "on_step was given, but this engine computes a whole trajectory in one call: there are no previews",
-                code="previews-not-in-engine",
-                hint="leave on_step out, or compile a bundle that was exported with --mode step",
-            )
         asked = fixed if request.steps is None else request.steps
         resolved = dataclasses.replace(request, steps=asked).resolve(self.spec)
         if resolved.steps != fixed:

@@ -205,15 +205,17 @@ def _number(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, str | bool) or not math.isfinite(number):
+    if isinstance(value, str | bytes | bytearray | bool | np.bool_) or not math.isfinite(number):
         raise UsageError(f"{name} must be a finite number, got {value!r:.40}", code=f"{name}-type")
     return number
 
 
 def _labels(values: Any) -> tuple[int, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+    is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
+    if not is_list and not (isinstance(values, np.ndarray) and values.ndim == 1):
+        got = _describe(values) if isinstance(values, np.ndarray) else f"{values!r:.40}"
         raise UsageError(
-            f"labels must be a list of integers, got {values!r:.40}",
+            f"labels must be a list of integers, got {got}",
             code="labels-type",
             hint="one label for all images is labels=[3]",
         )

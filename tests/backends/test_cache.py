@@ -129,6 +129,16 @@ def test_what_a_killed_builder_left_is_removed(key: str, build: Build) -> None:
         assert not leftover.exists()
 
 
+def test_what_killed_builders_of_other_entries_left_is_removed(key: str, build: Build) -> None:
+    abandoned, building = (engines_directory() / f".{name}.123-abc.partial" for name in ("dead", "alive"))
+    for directory in (abandoned, building):
+        directory.mkdir(parents=True)
+    with FileLock(engines_directory() / "alive.lock", thread_local=False), cached_engine(key, build):
+        pass
+    assert not abandoned.exists()
+    assert building.exists()
+
+
 def test_the_lock_is_held_while_the_entry_is_used(key: str, build: Build) -> None:
     with cached_engine(key, build) as entry:
         other = FileLock(f"{entry}.lock", thread_local=False)

@@ -114,8 +114,15 @@ def test_path_outside_of_the_directory(engine: Path, path: str) -> None:
             lambda content: content["body"]["components"]["network0"][0].update(files=["../../x"]),
             "name files that are not listed",
         ),
-        (lambda content: content["body"]["options"].update(num_threads="2"), "num_threads must be a positive integer"),
-        (lambda content: content["body"]["options"].pop("num_threads"), "num_threads must be a positive integer"),
+        (
+            lambda content: content["body"]["options"].update(num_threads="2"),
+            "num_threads must be an integer of 1 to 1024",
+        ),
+        (
+            lambda content: content["body"]["options"].update(num_threads=1025),
+            "num_threads must be an integer of 1 to 1024",
+        ),
+        (lambda content: content["body"]["options"].pop("num_threads"), "num_threads must be an integer of 1 to 1024"),
     ],
 )
 def test_edited_manifest(engine: Path, change: Callable[[dict[str, Any]], None], mentions: str) -> None:
@@ -154,7 +161,8 @@ def test_an_engine_from_elsewhere_names_what_differs(
     error = refused(engine, TargetError)
     assert error.code == "engine-stale"
     assert mentions in error.message
-    assert f"distill-rt compile BUNDLE --target onnxruntime:cpu --out {engine} --force" in error.hint
+    threads = "" if processor.available_cores() == 1 else "--threads 1 "
+    assert f"BUNDLE --target onnxruntime:cpu --batch 1,3 {threads}--out {engine} --force" in error.hint
 
 
 def test_a_processor_with_more_instructions_is_another(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,7 @@ def test_a_graph_that_is_none_is_refused_in_one_line(target: str, tmp_path: Path
     assert "\n" not in caught.value.message
 
 
-def test_threads_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="num_threads must be 1 or more, got 0"):
-        CompileOptions(precision="fp32", num_threads=0)
+@pytest.mark.parametrize("num_threads", [0, 100_000, True, "2"])
+def test_threads_out_of_range(num_threads: int) -> None:
+    with pytest.raises(UsageError, match=f"num_threads must be an integer of 1 to 1024, got {num_threads!r}"):
+        CompileOptions(precision="fp32", num_threads=num_threads)

@@ -81,6 +81,10 @@ def test_generate_one_file_per_image(engine: Path, tmp_path: Path, capsys: Captu
         (["--label", "1", "--seed", str(2**64)], "seed-out-of-range"),
         (["--label", "1", "--num-images", "0"], "num-images-out-of-range"),
         (["--label", "1", "--num-images", "1000000"], "num-images-out-of-range"),
+        (["--label", "1", "--scale", "100000"], "picture-too-large"),
+        (["--label", "1", "--scale", str(10**30)], "picture-too-large"),
+        (["--label", "1", "--num-images", "3", "--separate", "--scale", "100000"], "picture-too-large"),
+        (["--label", "1", "--separate", "--columns", "2"], "bad-arguments"),
     ],
 )
 def test_generate_refuses_what_is_outside_of_the_contract(
@@ -97,10 +101,17 @@ def test_generate_refuses_what_is_outside_of_the_contract(
 
 def test_generate_refuses_outputs_before_loading(engine: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").touch()
-    for name, exit_code in (("a.jpg", 2), (".", 2), ("file/a.png", 5)):
-        assert main(["generate", str(engine), "--label", "1", "--out", str(tmp_path / name)]) == exit_code
+    (tmp_path / "b_1.png").mkdir()
+    for name, exit_code, *flags in (
+        ("a.jpg", 2),
+        (".png", 2),
+        (".", 2),
+        ("file/a.png", 5),
+        ("b.png", 2, "--separate", "--num-images", "3"),
+    ):
+        assert main(["generate", str(engine), "--label", "1", *flags, "--out", str(tmp_path / name)]) == exit_code
         assert capsys.readouterr().err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["b_1.png", "file"]
 
 
 def test_compile_then_inspect_then_verify(artifacts: dict[str, Path], tmp_path: Path, capsys: Capture) -> None:
@@ -109,6 +120,9 @@ def test_compile_then_inspect_then_verify(artifacts: dict[str, Path], tmp_path: 
     made = run_json([*words, "--out", str(engine)], capsys)
     assert made["batches"] == [1, 4]
     assert made == run_json(["inspect", str(engine)], capsys)
+    other = tmp_path / "other.engine"
+    assert main([*words, "--out", str(other)]) == 0
+    assert f"use it: distill-rt generate {other} --label 0 --out images.png" in capsys.readouterr().out
     assert made["gate"]["trajectories"].keys() >= {"steps=4,guidance=2"}
     verified = run_json(["verify", str(engine)], capsys)
     assert verified["digest"] == made["digest"]
@@ -199,10 +213,21 @@ def test_bench_compares(engine: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_bench_refuses(engine: Path, tmp_path: Path, capsys: Capture) -> None:
-    for flags in (["--plot", str(tmp_path / "a.txt")], ["--steps", "7"], ["--label", "11"], ["--num-images", "5000"]):
+    for flags in (
+        ["--plot", str(tmp_path / "a.txt")],
+        ["--steps", "7"],
+        ["--label", "11"],
+        ["--num-images", "1,5000", "--requests", "1000000"],
+        ["--seed", "-1"],
+        ["--seed", "-1", "--compare-modes", str(engine)],
+        ["--out", str(tmp_path), "--requests", "1000000"],
+    ):
         assert main(["bench", str(engine), *flags]) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    assert main(["bench", str(engine), "--out", str(tmp_path / "file" / "a.json"), "--requests", "1000000"]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_doctor(engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:

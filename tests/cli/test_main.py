@@ -261,6 +261,42 @@ raise SystemExit(main(["doctor"]))
     assert process.stderr.read() == ""
 
 
+def test_a_name_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    program = """
+from distill_rt.cli import doctor
+from distill_rt.cli.main import entry
+from distill_rt.cli.outcome import Outcome
+doctor.run = lambda args: Outcome(data={}, text="\\u00e9.png \\udcff.png")
+import sys
+sys.argv = ["distill-rt", "doctor"]
+entry()
+"""
+    for encoding in ("ascii", "utf-8:strict"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\udcff.png" in done.stdout
+
+
+def test_a_signal_without_stdout() -> None:
+    program = """
+import os, signal
+from distill_rt.cli import doctor
+from distill_rt.cli.main import entry
+doctor.run = lambda args: os.kill(os.getpid(), signal.SIGTERM)
+import sys
+sys.argv, sys.stdout = ["distill-rt", "doctor"], None
+entry()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 143
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
 def test_a_full_disk_behind_stdout(flags: list[str]) -> None:

@@ -175,3 +175,14 @@ def test_a_journal_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert main(["train", "digits-teacher", "--out", "x", *settings, *log]) == 0
     assert [json.loads(line)["step"] for line in Path("log/metrics.jsonl").read_text().splitlines()] == [2, 4]
     assert os.listdir("log/samples") == ["step-0000004.png"]
+
+
+@pytest.mark.parametrize("flags", [["--num-samples", "3"], ["--target", "bogus"], ["--seed", "-1"], ["--effort", "0"]])
+def test_a_demo_that_cannot_be_is_refused_before_it_begins(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill_rt.cli.main import main
+
+    assert main(["demo", "--out", str(tmp_path / "demo"), *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

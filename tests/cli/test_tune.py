@@ -44,6 +44,11 @@ def test_an_unknown_pass_names_those_there_are(tmp_path: Path, capsys: Capture) 
     bundle = write_bundle(tmp_path / "bundle", "none")
     assert main(["tune", str(bundle), "--try", "magic", "--out", str(tmp_path / "out")]) == 2
     assert "reuse, todo, ptqd, t-stitch" in capsys.readouterr().err
+    words = ["tune", str(bundle), "--out", str(tmp_path / "out")]
+    assert main([*words, "--try", "todo", "--stitch", str(bundle)]) == 2
+    assert "t-stitch, which was not named" in capsys.readouterr().err
+    assert main([*words, "--batch", "100000"]) == 2
+    assert "1..1024" in capsys.readouterr().err
 
 
 def test_stitch(tmp_path: Path, capsys: Capture) -> None:

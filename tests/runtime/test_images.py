@@ -15,6 +15,7 @@ from tiny_engine import tiny_spec
 from distill_rt.core.errors import ArtifactError, ResourceError, UsageError
 from distill_rt.runtime.images import (
     check_output,
+    check_sheet,
     default_scale,
     make_grid,
     read_text,
@@ -64,7 +65,7 @@ def test_grid_is_row_by_row() -> None:
     ("size", "scale"), [((8, 8), 8), ((64, 64), 1), ((63, 200), 2), ((512, 512), 1), ((10, 40), 7)]
 )
 def test_small_images_are_enlarged_by_default(size: tuple[int, int], scale: int) -> None:
-    assert default_scale(np.zeros((1, *size, 3), np.uint8)) == scale
+    assert default_scale(size) == scale
 
 
 def test_text_says_how_to_make_it_again(tmp_path: Path) -> None:
@@ -84,6 +85,22 @@ def test_separate_files_carry_their_own_seed(tmp_path: Path) -> None:
     assert [path.name for path in paths[:2]] == ["a_00.png", "a_01.png"]
     assert [read_text(path)["seeds"] for path in paths[:3]] == [[2**64 - 2], [2**64 - 1], [0]]
     assert separate_paths(tmp_path / "a.png", 1) == [tmp_path / "a.png"]
+
+
+def test_the_text_of_a_picture_larger_than_pillow_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_grid(tmp_path / "a.png", result(), scale=16)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
+    assert read_text(tmp_path / "a.png")["scale"] == 16
+
+
+def test_pictures_that_no_png_holds() -> None:
+    check_sheet((3, 256, 256), 4096, 1)
+    for channels, num, scale, code in ((3, 4096, 2, "picture-too-large"), (2, 1, 1, "channels-not-png")):
+        with pytest.raises(UsageError) as caught:
+            check_sheet((channels, 256, 256), num, scale)
+        assert caught.value.code == code
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

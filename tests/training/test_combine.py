@@ -139,6 +139,17 @@ def test_a_combination_is_a_student(root: Path, tmp_path: Path) -> None:
     assert again["digest"] == made["digest"]
 
 
+def test_a_student_of_data_alone_is_held_against_the_teacher_without_guidance(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train("grid25-labelled-teacher", teacher, settings={"steps": "3", "batch_size": "16", "warmup": "1"})
+    brief = {"iterations": "4", "batch_size": "16"}
+    scales = {}
+    for method in ("ect", "consistency"):
+        distill(method, teacher, tmp_path / method, steps=1, settings=brief, keep_every=2)
+        scales[method] = combine(tmp_path / method, teacher, tmp_path / f"{method}-both", **SMALL)["guidance"]
+    assert scales == {"ect": 1.0, "consistency": 2.0}
+
+
 def test_what_cannot_be_combined(root: Path, tmp_path: Path) -> None:
     student, teacher = root / "student", root / "teacher"
 
@@ -151,6 +162,8 @@ def test_what_cannot_be_combined(root: Path, tmp_path: Path) -> None:
     refused(UsageError, "at least 10 samples", num_samples=3)
     refused(UsageError, "at least 10 samples", population=2)
     refused(UsageError, "7", steps=7)
+    refused(UsageError, "seed must be 0", seed=-1)
+    refused(UsageError, "seed must be 0", seed=2**64)
     other = tmp_path / "other.weights"
     shutil.copytree(root / "student.weights", other)
     (other / "step-0000010.safetensors").write_bytes(b"torn")

@@ -80,7 +80,10 @@ def test_a_student_from_before_there_was_a_choice_has_uniform_times(tmp_path):
         (contract("lcm"), {}, "setting-invalid"),
         (contract("lcm"), {"power": 0.0}, "setting-invalid"),
         (contract("lcm"), {"power": float("nan")}, "setting-invalid"),
-        (contract("lcm"), {"steps": 0}, "setting-invalid"),
+        (contract("lcm"), {"power": float("inf")}, "setting-invalid"),
+        (contract("lcm"), {"power": 300.0}, "setting-invalid"),
+        (contract("lcm"), {"steps": 0}, "steps-out-of-range"),
+        (contract("lcm"), {"steps": 2000}, "steps-out-of-range"),
     ],
 )
 def test_refusals(tmp_path, spec, arguments, code):

@@ -24,6 +24,7 @@ from distill_rt.core.lossy_report import LossyReport
 from distill_rt.core.manifest import write_manifest
 from distill_rt.core.spec import TRAJECTORY, StudentSpec
 from distill_rt.export.bundle import Bundle, open_bundle
+from distill_rt.export.compile import check_batches
 from distill_rt.export.gate import evaluate_rows
 from distill_rt.export.golden import GOLDEN_FILE, Golden, TrajectoryGolden, load_golden, save_golden
 from distill_rt.export.lossy.candidates import KINDS, Candidate, Student
@@ -80,7 +81,8 @@ def tune_bundle(
         progress: told the stages.
 
     Raises:
-        UsageError: `out` exists, no such kind, plan or target, or `bundle` is not a step bundle.
+        UsageError: `out` exists, no such kind, plan or target, a batch out of range, `small` without ``t-stitch``, or `bundle`
+            is not a step bundle.
         ArtifactError: the bundle is missing, damaged or foreign.
         TargetError: this machine cannot run the target: its times cannot be measured.
     """
@@ -91,8 +93,15 @@ def tune_bundle(
             code="pass-unknown",
             hint=f"passes: {', '.join(KINDS)}",
         )
+    if small is not None and "t-stitch" not in kinds:
+        raise UsageError(
+            f"{small} is for the pass t-stitch, which was not named",
+            code="pass-missing",
+            hint="--try reuse,todo,t-stitch",
+        )
     out = Path(out)
     refuse_existing(out, force=force, ours="bundle.json")
+    check_batches((batch,))
     opened = _step_bundle(bundle)
     spec = opened.body.spec
     plan = spec.check_steps(steps)
