@@ -77,9 +77,10 @@ class Offer:
     def runs(self, dataset: str) -> Iterator[Run]:
         if dataset not in self.datasets:
             return
-        # A UNet on digits costs many times the points' network: fewer iterations keep a student within 4 minutes.
-        budget = DIGITS_SETTINGS.get(self.method, {}) if dataset == "digits" else {}
         for steps, nfe in self.students:
+            # A UNet on digits costs many times the points' network: fewer iterations keep a student within 4 minutes.
+            keys = (self.method, f"{self.method}-{steps}") if dataset == "digits" else ()
+            budget = {name: value for key in keys for name, value in DIGITS_SETTINGS.get(key, {}).items()}
             yield Run(
                 method=self.method,
                 dataset=dataset,
@@ -130,6 +131,7 @@ OFFERS = (
 """Methods in the order of their files' families; the same students on both data sets, if there are labels for `rcfd`."""
 DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "guidance": {"iterations": "1500"},
+    "progressive-1": {"last_iterations": "600"},
     "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
@@ -145,13 +147,13 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "ctm": {"iterations": "400"},
     "shortcut": {"iterations": "800"},
     "imm": {"iterations": "900"},
-    "dmd": {"iterations": "500", "num_pairs": "2048"},
+    "dmd": {"iterations": "700", "num_pairs": "2048", "level_power": "2", "score_steps": "4"},
     "vsd": {"iterations": "700"},
     "sid": {"iterations": "600", "start": "1"},
     "dmd2": {"iterations": "700"},
     "meanflow": {"iterations": "700"},
     "scm": {"iterations": "500", "plan_power": "3"},
-    "rcm": {"iterations": "350"},
+    "rcm": {"iterations": "350", "level_power": "2", "score_steps": "4"},
     "tdm": {"iterations": "500"},
     "ladd": {
         "iterations": "600",
@@ -161,7 +163,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
         "judge_warmup": "40",
     },
 }
-"""Settings of a method on digits."""
+"""Settings of a method on digits, and of its students of one number of steps."""
 RUNS = (
     *(run for offer in OFFERS for run in offer.runs("grid25")),
     # Guidance distillation does not take fewer steps, it halves the evaluations: its rivals get the same evaluations.

@@ -92,9 +92,12 @@ class FeatureJudge(nn.Module):
         self.heads = nn.ModuleList(Head(value, width, guided=self.has_w) for value in _probed(teacher, self.taps))
 
     def forward(self, features: Iterable[Tensor], t_B: Tensor, conditions: Conditions) -> Tensor:
-        """Logits (B, H) of the features of noised images, t their level."""
+        """Logits (B, H), float32, of the features of noised images, t their level."""
         w_B = conditions.w_B if self.has_w else None
-        return torch.stack([head(value, t_B, w_B) for head, value in zip(self.heads, features, strict=True)], dim=1)
+        # A slope is a difference of logits over a short way: bfloat16 would round it to steps as large as itself.
+        with torch.autocast(t_B.device.type, enabled=False):
+            logits = [head(value.float(), t_B, w_B) for head, value in zip(self.heads, features, strict=True)]
+        return torch.stack(logits, dim=1)
 
 
 class Head(nn.Module):

@@ -35,6 +35,9 @@ class Purpose(IntEnum):
     NEARBY = 11
 
 
+_BELOW_ONE = np.float32(1.0 - 2.0**-24)
+
+
 class Draws:
     """The random numbers of one training step, one independent sequence per sample.
 
@@ -55,6 +58,11 @@ class Draws:
         self.num_samples = num_samples
         self.device = device
         self._of = (seed, step, first_sample)
+
+    @property
+    def first_sample(self) -> int:
+        """Place of the first of these samples in the whole batch."""
+        return self._of[2]
 
     def following(self) -> Draws:
         """The draws of the next step, for whoever prepares it."""
@@ -78,7 +86,7 @@ class Draws:
         """Numbers in (0, 1), multiples of 2**-24 plus 2**-25, shape (B,)."""
         bits = self._bits(purpose)
         unit = ((bits >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
-        return torch.from_numpy(unit).to(self.device)
+        return torch.from_numpy(np.minimum(unit, _BELOW_ONE)).to(self.device)  # the last of them would round to 1
 
     def integers(self, low: int, high: int, purpose: Purpose) -> Tensor:
         """Integers low <= i < high, shape (B,), int64 (high - low below 2**31)."""

@@ -38,7 +38,7 @@ def execute(job: Job) -> dict[str, Any]:
 def _run_as(processes: Processes, device: torch.device, job: Job) -> dict[str, Any]:
     out, sides, options = job.out, job.sides, job.options
     force, resume = options.get("force", False), options.get("resume", False)
-    checkpoint = free_places(out, force=force, resume=resume)
+    checkpoint = free_places(job, force=force, resume=resume)
     started, seed = time.monotonic(), options.get("seed", 0)
     check_seed(seed)
     if options.get("latents") is not None and sides.latents is None:
@@ -59,13 +59,13 @@ def _run_as(processes: Processes, device: torch.device, job: Job) -> dict[str, A
     configuration = _configuration(config, job) | {"processes": processes.count, "device": device.type}
     _check_samples(options)
     journal = _open_journal(job, contract, configuration)
+    trainer = Trainer(config, dataset, job.teacher, processes)
     if options.get("dry_run", False):
         return configuration if processes.is_main else {}
     check_writable(out)
     sides.prepare(processes, options.get("progress"))
-    trainer = Trainer(config, dataset, job.teacher, processes)
     processes.wait()  # everybody has looked at what stands there
-    if processes.is_main and not resume:
+    if processes.is_main and not (resume and checkpoint.exists()):
         _clear(config)
     processes.wait()
     if not processes.is_main:

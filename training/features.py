@@ -9,6 +9,7 @@ Legend: B images, C channels (S of the student, T of the teacher), any trailing 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -42,7 +43,8 @@ def tapped(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             # Down stages return (state, skip connections); transformers (B, tokens, C).
             state = output[0] if isinstance(output, tuple) else output
-            outputs[name] = state.movedim(-1, 1) if state.ndim == 3 else state
+            # Under bfloat16 autocast too: what is compared is small beside what it is a difference of.
+            outputs[name] = (state.movedim(-1, 1) if state.ndim == 3 else state).float()
 
         return hook
 
@@ -133,9 +135,20 @@ def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
     return relative.masked_fill(~apart, 0.0), cosine.masked_fill(~three, 0.0)
 
 
+def _in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Its products too, which autocast would compute in bfloat16."""
+
+    @functools.wraps(loss)
+    def exact(student: Tensor, teacher: Tensor) -> Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            return loss(student.float(), teacher.float())
+
+    return exact
+
+
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "hint": hint_loss,
-    "attention": attention_loss,
-    "similarity": similarity_loss,
-    "relational": relational_loss,
+    "hint": _in_float32(hint_loss),
+    "attention": _in_float32(attention_loss),
+    "similarity": _in_float32(similarity_loss),
+    "relational": _in_float32(relational_loss),
 }

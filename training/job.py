@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,21 @@ class Job:
         return self.out.with_name(f"{self.out.name}.weights")
 
 
-def free_places(out: Path, *, force: bool, resume: bool) -> Path:
-    """Refuse what would be overwritten; the directory of the checkpoint."""
+def free_places(job: Job, *, force: bool, resume: bool) -> Path:
+    """Refuse what would be overwritten, and places that would be in each other's way; the directory of the checkpoint."""
+    out = job.out
     refuse_existing(out, force=force, ours="student.json")
     checkpoint = out.with_name(f"{out.name}.checkpoint")
+    journal = job.options.get("journal")
+    chosen = {"--journal": None if journal is None else journal.directory, "--latents": job.options.get("latents")}
+    own = (out, checkpoint, job.weights_directory, out.with_name(f"{out.name}.latents"))
+    for option, place in chosen.items():
+        if place is not None and any(_is_within(place, directory) for directory in own):
+            raise UsageError(
+                f"{option} {place} is where the run keeps something else",
+                code="places-overlap",
+                hint="choose another place",
+            )
     refuse_existing(checkpoint, force=True, ours="checkpoint.json")
     if checkpoint.exists() and not resume and not force:
         raise UsageError(
@@ -64,6 +76,10 @@ def free_places(out: Path, *, force: bool, resume: bool) -> Path:
             hint="go on with --resume, or start anew with --force",
         )
     return checkpoint
+
+
+def _is_within(path: Path, directory: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(directory))
 
 
 def config_of(

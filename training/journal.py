@@ -139,6 +139,11 @@ class Journal:
             (directory / SAMPLES if self._options.sample_every else directory).mkdir(parents=True, exist_ok=True)
             kept = _lines_up_to(directory / METRICS, done)
             _replace(directory / METRICS, "".join(kept))
+            for sheet in (directory / SAMPLES).glob(
+                "step-*.png"
+            ):  # of a run that was replaced, or beyond the checkpoint
+                if int(sheet.stem.removeprefix("step-")) > done:
+                    sheet.unlink()
             _replace(directory / CONFIGURATION, json.dumps(self._configuration, indent=1) + "\n")
             if self._options.sample_every and self._prompts is not None:
                 lines = (" ".join(text.split()) for text in self._prompts.texts)

@@ -47,6 +47,13 @@ class KeptWeights:
         if self.every < 1:
             raise UsageError(f"keep_every must be at least 1, got {self.every}", code="setting-invalid")
 
+    def drop_after(self, step: int) -> None:
+        """Remove what a run kept beyond a step that it goes on from: it will come again."""
+        for file in self.directory.glob("step-*.safetensors"):
+            if int(file.stem.removeprefix("step-")) > step:
+                with resource_errors(file):
+                    file.unlink()
+
     def keep(self, step: int, student: nn.Module) -> None:
         """Write the student after `step` steps, whole or not at all."""
         file = self.directory / f"step-{step:07d}.safetensors"

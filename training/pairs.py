@@ -40,6 +40,7 @@ class PairCache(nn.Module):
     Args:
         spec: contract of who makes the images; says which conditions are kept.
         num_pairs: N.
+        batch_size: of a training step, all processes and parts together; 0 where every call is a whole one.
     """
 
     seed_N: Tensor
@@ -49,8 +50,9 @@ class PairCache(nn.Module):
     text_NLD: Tensor | None
     count: Tensor
 
-    def __init__(self, spec: StudentSpec, num_pairs: int) -> None:
+    def __init__(self, spec: StudentSpec, num_pairs: int, batch_size: int = 0) -> None:
         super().__init__()
+        self.batch_size = batch_size
         self.sample_shape = spec.sample_shape
         self.has_label, self.has_w = spec.condition.kind == "label", spec.guidance.mode != "none"
         self.register_buffer("seed_N", torch.zeros(num_pairs, dtype=torch.int64))
@@ -71,26 +73,29 @@ class PairCache(nn.Module):
             source, table: who makes the images.
             batch: its labels or prompts are the conditions of fresh pairs.
         """
-        num_pairs, num_made = len(self.seed_N), int(self.count)
-        if num_made == num_pairs:
+        num_pairs, whole = len(self.seed_N), self.batch_size or draws.num_samples
+        # Places follow from the sample's place in the whole batch, and all parts of a step make pairs or none does: so the
+        # pairs are the same for any number of processes and parts.
+        before = int(self.count) // whole * whole
+        if before >= num_pairs:
             return self._at(draws.integers(0, num_pairs, Purpose.INDEX))
         conditions = draw_conditions(source.spec, batch, draws)
         x0 = sample_batch(source.spec, [source.network], draws.seeds, table, conditions, source.null_text_LD)
         # Every process keeps the pairs of all of them, so that each can draw any pair.
         device = self.x0_NCHW.device
         x0, seed_B = x0.to(device), torch.from_numpy(draws.seeds.view(np.int64)).to(device)
-        made = gathered(x0)
-        end = min(num_made + len(made), num_pairs)
-        kept = slice(0, end - num_made)
-        self.seed_N[num_made:end] = gathered(seed_B)[kept]
-        self.x0_NCHW[num_made:end] = made[kept]
+        place = gathered(before + draws.first_sample + torch.arange(len(x0), device=device))
+        fits = place < num_pairs
+        kept = place[fits]
+        self.seed_N[kept] = gathered(seed_B)[fits]
+        self.x0_NCHW[kept] = gathered(x0)[fits]
         if conditions.label_B is not None:
-            self.label_N[num_made:end] = gathered(conditions.label_B)[kept]
+            self.label_N[kept] = gathered(conditions.label_B)[fits]
         if conditions.w_B is not None:
-            self.w_N[num_made:end] = gathered(conditions.w_B)[kept]
+            self.w_N[kept] = gathered(conditions.w_B)[fits]
         if self.text_NLD is not None and conditions.text_BLD is not None:
-            self.text_NLD[num_made:end] = gathered(conditions.text_BLD)[kept]
-        self.count.fill_(end)
+            self.text_NLD[kept] = gathered(conditions.text_BLD)[fits]
+        self.count += len(place)
         return Pairs(z_BCHW=self._noise(seed_B), x0_BCHW=x0, conditions=conditions)
 
     def _at(self, index_B: Tensor) -> Pairs:

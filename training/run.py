@@ -115,7 +115,7 @@ def distill(
     chosen = {} if steps is None else {"steps": str(steps), **_defaults_for(method, steps)}
     config = apply_settings(METHODS[method](), {**chosen, **(settings or {})})
     loaded = load_student(teacher)
-    _check_teacher(loaded)
+    _check_teacher(loaded, method)
     sides = Sides.of(loaded, options.get("autoencoder"))
     source = open_source(_data_of(loaded) if data is None else data, loaded.spec)
     check_classes(source, loaded.spec, loaded.spec.provenance.get("classes"))
@@ -133,9 +133,20 @@ def distill(
     )
 
 
-def _check_teacher(teacher: Student) -> None:
-    """Refuse what no method here distils."""
+DENOISERS = {"denoising", "guidance", "dice", "bk_sdm", "gits", "bespoke", "rectified_flow"}
+"""Methods whose networks answer at every time what a solver steps with. Those of `feature_kd` are as their teacher was."""
+
+
+def _check_teacher(teacher: Student, method: str) -> None:
+    """Refuse what no method here distils, and what has learned another thing than the method would ask."""
     spec = teacher.spec
+    made_by = spec.provenance.get("method")
+    if method != "feature_kd" and made_by in METHODS.keys() - DENOISERS - {"feature_kd"}:
+        raise UsageError(
+            f"{teacher.path} was made by {made_by} and knows the steps of its plans, not those that {method} would take",
+            code="teacher-not-denoising",
+            hint="give the teacher that it was distilled from (feature_kd makes a student smaller)",
+        )
     if spec.guidance.rescale:
         raise UsageError(
             f"{teacher.path} rescales its guidance, which no method here distils",

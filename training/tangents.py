@@ -48,7 +48,9 @@ def check_interval(interval: float) -> None:
 
 def conditions_of(source: Source, teacher: Teacher, batch: Batch, draws: Draws) -> Conditions:
     """Data know no guidance."""
-    return Conditions(label_B=batch.label_B) if source == "data" else draw_conditions(teacher.spec, batch, draws)
+    if source == "data":
+        return Conditions(label_B=batch.label_B, text_BLD=batch.text_BLD)
+    return draw_conditions(teacher.spec, batch, draws)
 
 
 def slope(process: NoiseProcess, x_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor) -> Tensor:

@@ -178,6 +178,8 @@ class Trainer:
 
             restore_sharded(checkpoint, self.state)
         self.state.step, self.state.running, self.state.losses = head.step, head.running, head.losses
+        if self.config.kept is not None and self.processes.is_main:
+            self.config.kept.drop_after(head.step)
 
     def _phase(self, step: int) -> Phase:
         return next(phase for phase in reversed(self.phases) if step >= phase.start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from distill_rt.core.errors import UsageError
@@ -50,6 +51,21 @@ def positive(text: str) -> int:
 def positives(text: str) -> list[int]:
     """argparse type: '1,4,16', each at least 1."""
     return [positive(part) for part in text.split(",")]
+
+
+def once(settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Settings by name.
+
+    Raises:
+        UsageError: one of them twice, of which the first would be dropped.
+    """
+    names = [name for name, _ in settings]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"--set {name}= was given {names.count(name)} times", code="setting-twice", hint="give it once"
+            )
+    return dict(settings)
 
 
 def setting(text: str) -> tuple[str, str]:

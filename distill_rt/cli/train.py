@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_rt.cli.outcome import Outcome, pairs
-from distill_rt.cli.parser import add_force, positive, setting
+from distill_rt.cli.parser import add_force, once, positive, setting
 from distill_rt.cli.progress import Progress, progress_bar
 from distill_rt.core.errors import UsageError
 
@@ -130,7 +130,7 @@ def training_options(args: argparse.Namespace, progress: Progress) -> dict[str, 
         "data": args.data,
         "autoencoder": args.autoencoder,
         "latents": args.latents,
-        "settings": dict(args.settings),
+        "settings": once(args.settings),
         "seed": args.seed,
         "resume": args.resume,
         "force": args.force,

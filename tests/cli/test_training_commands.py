@@ -177,6 +177,15 @@ def test_a_journal_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert os.listdir("log/samples") == ["step-0000004.png"]
 
 
+def test_a_setting_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from distill_rt.cli.main import main
+
+    words = ["train", "grid25-teacher", "--out", str(tmp_path / "t"), "--set", "steps=2", "--set", "steps=3"]
+    assert main(words) == 2
+    assert "--set steps= was given 2 times" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flags", [["--num-samples", "3"], ["--target", "bogus"], ["--seed", "-1"], ["--effort", "0"]])
 def test_a_demo_that_cannot_be_is_refused_before_it_begins(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -77,6 +77,29 @@ def test_weights_that_stand_there(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "t.weights" / "step-0000099.safetensors").exists()
 
 
+def test_what_is_kept_is_of_one_run(root: Path, tmp_path: Path) -> None:
+    """--resume where there is nothing to go on from begins anew; where there is, what was kept beyond it comes again."""
+    out, settings = tmp_path / "s", {**SETTINGS, "batch_size": "16"}
+
+    def run(**options: Any) -> set[str]:
+        distill("progressive", root / "teacher", out, steps=2, settings=settings, **options)
+        return {file.name for file in tmp_path.glob("s.weights/step-*")}
+
+    assert len(run(keep_every=3)) == 5
+    shutil.rmtree(out)
+    assert run(keep_every=8, resume=True) == {"step-0000008.safetensors", "step-0000016.safetensors"}
+    shutil.rmtree(out)
+
+    def stop(phase: str, done: int, total: int, loss: float) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(keep_every=5, checkpoint_every=6, progress=stop)
+    (tmp_path / "s.weights" / "step-0000014.safetensors").write_bytes(b"kept beyond the checkpoint")
+    assert run(keep_every=5, resume=True) == {f"step-00000{step}.safetensors" for step in ("05", "10", "15", "16")}
+
+
 def test_first_combinations_are_averages() -> None:
     rows = first_combinations(4)
     assert rows.shape == (2 + len(EMA_DECAYS), 4)

@@ -29,6 +29,11 @@ def test_uniform_numbers_are_uniform_and_open():
     assert np.abs(np.sort(u) - grid).max() < 1.63 / np.sqrt(len(u))  # Kolmogorov-Smirnov at 1 %
 
 
+def test_the_largest_uniform_number_is_below_one(monkeypatch):
+    monkeypatch.setattr(Draws, "_bits", lambda self, purpose: np.full(3, 2**32 - 1, np.uint32))
+    assert Draws(0, 0, 3).uniform(Purpose.TIME).tolist() == [1.0 - 2.0**-24] * 3
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 5), (0, 1797)])
 def test_integers_cover_their_range_evenly(low, high):
     i = torch.cat([Draws(5, step, 1000).integers(low, high, Purpose.INDEX) for step in range(10)])

@@ -92,3 +92,16 @@ def test_states_of_stages_and_tokens():
     with tapped(tokens, ["0"]) as seen:
         tokens(torch.zeros(2, 16, 3))
     assert seen["0"].shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_losses_are_in_float32_under_autocast(name):
+    """Features two percent apart: products in bfloat16 would be off by more than their distance."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(8, 6, 4, 4, generator=generator).bfloat16()
+    student = (teacher.float() + 0.02 * torch.randn(teacher.shape, generator=generator)).bfloat16()
+    exact = LOSSES[name](student.float(), teacher.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = LOSSES[name](student, teacher)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=1e-5, atol=0)

@@ -88,6 +88,13 @@ def test_force_begins_a_new_journal(tmp_path):
     assert [row["step"] for row in lines(tmp_path / "log")] == [5, 10, 15, 20]
 
 
+def test_a_new_journal_has_its_own_sheets(tmp_path):
+    options = JournalOptions(directory=tmp_path / "log", sample_every=2)
+    train("digits-teacher", tmp_path / "t", settings=DIGITS, journal=options)
+    train("digits-teacher", tmp_path / "t", settings={**DIGITS, "steps": "2"}, journal=options, force=True)
+    assert [path.name for path in (tmp_path / "log" / "samples").iterdir()] == ["step-0000002.png"]
+
+
 def test_sheets_of_samples(tmp_path):
     options = JournalOptions(directory=tmp_path / "log", sample_every=3)
     train("digits-teacher", tmp_path / "teacher", settings=DIGITS, journal=options)

@@ -73,6 +73,7 @@ BRIEF = {"batch_size": "2"}
         ("guidance", 2, {"iterations": "2"}),
         ("progressive", 2, {"start_steps": "4", "guidance_iterations": "1", "last_iterations": "2"}),
         ("vsd", 1, {"iterations": "2"}),
+        ("scm", 1, {"iterations": "1", "source": "data"}),
         ("ladd", 2, {"iterations": "3", "num_pairs": "4", "judge_warmup": "1", "judge_steps": "1"}),
         ("rectified_flow", 2, {"iterations": "2", "num_pairs": "4", "distill_iterations": "1"}),
     ],
@@ -82,7 +83,7 @@ def test_students_read_prompts_as_their_teacher(
 ) -> None:
     made = distill(method, root / "teacher", tmp_path / "student", steps=steps, settings={**BRIEF, **settings})
     student, teacher = load_student(tmp_path / "student"), load_student(root / "teacher")
-    assert student.spec.guidance.mode == "embedded"
+    assert student.spec.guidance.mode == ("none" if settings.get("source") == "data" else "embedded")
     assert student.spec.condition == teacher.spec.condition
     assert made["steps"] == list(student.spec.steps)
     assert (student.path / "tokenizer.json").read_bytes() == (teacher.path / "tokenizer.json").read_bytes()

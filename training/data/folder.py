@@ -67,7 +67,8 @@ def open_folder(root: Path, *, sample_shape: tuple[int, int, int], kind: str) ->
 
 
 def _images(root: Path) -> Iterator[str]:
-    """Image files beneath `root`, relative, with links to folders followed once; hidden files are not data."""
+    """Image files beneath `root`, relative, with links to folders followed once; hidden files, links to nothing and what is no
+    regular file are not data."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -79,7 +80,8 @@ def _images(root: Path) -> Iterator[str]:
         if real not in seen:
             seen.add(real)
             here = PurePosixPath(Path(folder).relative_to(root).as_posix())
-            yield from (str(here / n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+            images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+            yield from (str(here / name) for name in images if os.path.isfile(os.path.join(folder, name)))
 
 
 def _labels(root: Path, files: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
@@ -141,7 +143,7 @@ def _read_metadata(root: Path, files: set[str]) -> dict[str, str]:
     """file -> caption."""
     found: dict[str, str] = {}
     try:
-        lines = (root / METADATA).read_text(encoding="utf-8").splitlines()
+        lines = (root / METADATA).read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{root / METADATA} is not UTF-8 text: {error.reason}", code="data-captions") from error
     for number, line in enumerate(lines, 1):

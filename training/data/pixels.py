@@ -21,6 +21,8 @@ UNREADABLE = (
     SyntaxError,
     EOFError,
     LookupError,
+    TypeError,
+    OverflowError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

@@ -161,6 +161,16 @@ def check_start(start: float) -> None:
     check_setting(0.0 < start <= 1.0, f"start must be above 0 and at most 1, got {start:g}")
 
 
+def check_trained(**iterations: int) -> None:
+    """Refuse a stage without a training step, whose student would not be what its contract says.
+
+    Raises:
+        UsageError: a number below 1.
+    """
+    for name, number in iterations.items():
+        check_setting(number >= 1, f"{name} must be at least 1, got {number}")
+
+
 def sequence(phases: list[tuple[str, int, int]]) -> tuple[Phase, ...]:
     """Phases one after the other from (name, iterations, target); those without iterations are left out."""
     result, start = [], 0

@@ -71,6 +71,12 @@ class Consistency(OneStage):
             f"consistency needs steps >= 1 and num_levels >= 2, got {self.steps} and {self.num_levels}",
         )
         check_setting(self.solver_order in (1, 2), f"solver_order must be 1 or 2, got {self.solver_order}")
+        check_setting(0.0 <= self.target_decay < 1.0, f"target_decay must be in [0, 1), got {self.target_decay:g}")
+        check_setting(self.huber > 0.0, f"huber must be positive, got {self.huber:g}")
+        check_setting(
+            1 <= self.first_exponent <= self.last_exponent,
+            f"needs 1 <= first_exponent <= last_exponent, got {self.first_exponent} and {self.last_exponent}",
+        )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         require_boundary(teacher)

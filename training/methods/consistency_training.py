@@ -47,6 +47,7 @@ class ConsistencyTraining(OneStage):
             2 <= self.first_levels <= self.last_levels,
             f"needs 2 <= first_levels <= last_levels, got {self.first_levels} and {self.last_levels}",
         )
+        check_setting(self.huber > 0.0, f"huber must be positive, got {self.huber:g}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         require_boundary(teacher)
@@ -54,8 +55,8 @@ class ConsistencyTraining(OneStage):
 
     def num_levels(self, progress: float) -> int:
         """N at `progress` in [0, 1): ``min(s0 2^j, s1) + 1``, every doubling j equally long (iCT, section 3.4)."""
-        doublings = math.log2(self.last_levels / self.first_levels)
-        return int(min(self.first_levels * 2 ** int(progress * (math.floor(doublings) + 1)), self.last_levels)) + 1
+        doublings = math.ceil(math.log2(self.last_levels / self.first_levels))
+        return min(self.first_levels << int(progress * (doublings + 1)), self.last_levels) + 1
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
         return distilled_contract(

@@ -35,6 +35,7 @@ class ConsistencyTrajectory(OneStage):
         target_decay: of the slow copy.
         solver_order: of the teacher step.
         denoising_weight: of the teacher's denoiser at s = t.
+        end_share: share of the batch with s = 0, the jumps of one step; the rest has any s below t.
         huber: c of the pseudo-Huber metric.
     """
 
@@ -45,6 +46,7 @@ class ConsistencyTrajectory(OneStage):
     target_decay: float = 0.95
     solver_order: int = 2
     denoising_weight: float = 0.2
+    end_share: float = 0.0
     huber: float = 0.1
     iterations: int = 2500
 
@@ -54,6 +56,7 @@ class ConsistencyTrajectory(OneStage):
             f"ctm needs steps >= 1 and num_levels >= 2, got {self.steps} and {self.num_levels}",
         )
         check_setting(self.solver_order in (1, 2), f"solver_order must be 1 or 2, got {self.solver_order}")
+        check_setting(0.0 <= self.end_share < 1.0, f"end_share must be in [0, 1), got {self.end_share:g}")
         check_setting(self.huber > 0.0, f"huber must be positive, got {self.huber:g}")
         check_setting(0.0 <= self.target_decay < 1.0, f"target_decay must be in [0, 1), got {self.target_decay:g}")
 
@@ -70,7 +73,8 @@ class ConsistencyTrajectory(OneStage):
         spec, process, student, target = teacher.spec, teacher.process, networks["student"], networks["target"]
         c = draw_conditions(spec, batch, draws)
         i_B = draws.integers(1, self.num_levels + 1, Purpose.TIME)
-        k_B = (draws.uniform(Purpose.SECOND_TIME) * i_B).long()
+        share_B = (draws.uniform(Purpose.SECOND_TIME) - self.end_share).clamp(min=0.0) / (1.0 - self.end_share)
+        k_B = (share_B * i_B).long()
         t_B, u_B, s_B = i_B / self.num_levels, (i_B - 1) / self.num_levels, k_B / self.num_levels
         zero_B = torch.zeros_like(t_B)
         x_t = process.add_noise(batch.x0_BCHW, draws.normal(spec.sample_shape), t_B)

@@ -19,7 +19,7 @@ from distill_rt.models import build_network
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.losses import squared_error
-from distill_rt.training.methods.base import Networks, Phase, sequence
+from distill_rt.training.methods.base import Networks, Phase, check_setting, sequence
 from distill_rt.training.predictor import Teacher
 
 
@@ -36,6 +36,10 @@ class Denoising:
     warmup: int = 100
     drop: float = 0.1
     ema_decay: float = 0.995
+
+    def __post_init__(self) -> None:
+        check_setting(0.0 <= self.drop <= 1.0, f"drop must be 0 to 1, got {self.drop:g}")
+        check_setting(self.warmup >= 0, f"warmup must not be negative, got {self.warmup}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         return sequence([("denoising", self.steps, 0)])

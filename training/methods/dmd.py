@@ -94,7 +94,9 @@ class DistributionMatching(OneStage):
         spec = self.contract(teacher.spec)
         both = GeneratorAndScore(student_network(teacher, spec), student_network(teacher, spec))
         networks = {"student": both.student, "both": both}
-        return networks | ({"pairs": PairCache(teacher.spec, self.num_pairs)} if self.pairs_weight else {})
+        return networks | (
+            {"pairs": PairCache(teacher.spec, self.num_pairs, self.batch_size)} if self.pairs_weight else {}
+        )
 
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
@@ -102,9 +104,11 @@ class DistributionMatching(OneStage):
         spec, both = teacher.spec, networks["both"]
         assert isinstance(both, GeneratorAndScore)
         conditions = draw_conditions(spec, batch, draws)
-        images = generate(spec, both.student, draws.normal(spec.sample_shape), conditions, self.start)
+        moves = step % self.score_steps == 0
+        with torch.set_grad_enabled(moves):
+            images = generate(spec, both.student, draws.normal(spec.sample_shape), conditions, self.start)
         losses = {"score": score_loss(spec, both.score, images, conditions, draws)}
-        if step % self.score_steps:
+        if not moves:
             return losses
         losses["matching"] = self.matching(teacher, both.score, images, conditions, draws)
         if self.pairs_weight:

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from distill_rt.core.spec import StudentSpec
@@ -60,8 +61,10 @@ class ImprovedDistributionMatching(DistributionMatching):
         exit_row = step // self.score_steps % self.steps
         times = uniform_times(self.steps, start=self.start)
         x = renoised_state(predictor, spec.sample_shape, times[: exit_row + 1], conditions, draws)
-        images = predictor.x0(x, x.new_full((len(x),), times[exit_row]), conditions)
+        moves = step % self.score_steps == 0
+        with torch.set_grad_enabled(moves):
+            images = predictor.x0(x, x.new_full((len(x),), times[exit_row]), conditions)
         losses = {"score": score_loss(spec, both.score, images, conditions, draws)}
-        if step % self.score_steps == 0:
+        if moves:
             losses["matching"] = self.matching(teacher, both.score, images, conditions, draws)
         return losses

@@ -50,6 +50,7 @@ class EasyConsistencyTuning(OneStage):
             1 <= self.first_exponent <= self.last_exponent,
             f"needs 1 <= first_exponent <= last_exponent, got {self.first_exponent} and {self.last_exponent}",
         )
+        check_setting(self.huber > 0.0, f"huber must be positive, got {self.huber:g}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         require_boundary(teacher)

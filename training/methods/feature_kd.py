@@ -68,6 +68,7 @@ class FeatureKD:
 
     def __post_init__(self) -> None:
         check_setting(self.feature_weight >= 0, f"feature_weight must be >= 0, got {self.feature_weight:g}")
+        check_setting(self.warmup >= 0, f"warmup must not be negative, got {self.warmup}")
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         if self.iterations < 1:
@@ -165,7 +166,8 @@ def feature_kd_loss(
         target = teacher(*inputs)
     with tapped(pair.student, taps) as given:
         output = pair.student(*inputs)
-    losses = {"output": relative_error(output, target)}
+    output = output.float()  # losses are in float32 under autocast too
+    losses = {"output": relative_error(output, target.float())}
     if task is not None:
         losses["task"] = relative_error(output, task)
     if taps:
@@ -205,7 +207,10 @@ def visited_inputs(spec: StudentSpec, network: nn.Module, table: StepTable, batc
 
 
 def noised_inputs(spec: StudentSpec, table: StepTable, batch: Batch, draws: Draws) -> Inputs:
-    """Noised data at times of the table, one per image; for cfg the condition is dropped in half of the images."""
+    """Noised data at times of the table, one per image; for cfg the condition is dropped in half of the images.
+
+    The first call sees noise alone, whatever time it is told: a plan that starts below time 1 has no image to start from.
+    """
     rows = [row for row in table.rows if row.calls_network]
     index_B = draws.integers(0, len(rows), Purpose.TIME)
 
@@ -215,7 +220,10 @@ def noised_inputs(spec: StudentSpec, table: StepTable, batch: Batch, draws: Draw
     time_B = of_row([row.time for row in rows])
     c_in = of_row([row.c_in for row in rows])[:, None, None, None]
     t_B = spec.process.t_from_model_time(time_B)
-    x_t = spec.process.add_noise(batch.x0_BCHW, draws.normal(spec.sample_shape), t_B)
+    z = draws.normal(spec.sample_shape)
+    x_t = spec.process.add_noise(batch.x0_BCHW, z, t_B)
+    if table.rows[0].calls_network:
+        x_t = torch.where((index_B == 0)[:, None, None, None], table.init_scale * z, x_t)
     inputs = [c_in * x_t, time_B]
     if spec.uses_second_time:
         inputs.append(of_row([row.second_time or 0.0 for row in rows]))

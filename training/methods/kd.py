@@ -51,7 +51,7 @@ class KnowledgeDistillation(OneStage):
 
     def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
         student = student_network(teacher, self.contract(teacher.spec))
-        return {"student": student, "pairs": PairCache(teacher.spec, self.num_pairs)}
+        return {"student": student, "pairs": PairCache(teacher.spec, self.num_pairs, self.batch_size)}
 
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws

@@ -98,13 +98,17 @@ class LatentAdversarial(OneStage):
         return (Phase(name=self.name, network="both", start=0, iterations=self.iterations, rates=rates),)
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
-        plans = renoise_plans(teacher, self.steps, start=self.start)
+        # Its levels are those of the largest plan, so only plans whose times are among them are trained.
+        plans = {
+            n: table for n, table in renoise_plans(teacher, self.steps, start=self.start).items() if self.steps % n == 0
+        }
         return distilled_contract(
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )
 
     def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
-        student, pairs = student_network(teacher, self.contract(teacher.spec)), PairCache(teacher.spec, self.num_pairs)
+        student = student_network(teacher, self.contract(teacher.spec))
+        pairs = PairCache(teacher.spec, self.num_pairs, self.batch_size)
         both = GeneratorAndDiscriminator(student, FeatureJudge(teacher))
         return {"student": student, "both": both, "pairs": pairs}
 

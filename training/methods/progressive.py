@@ -22,7 +22,7 @@ from distill_rt.training.copies import assign, frozen_copy
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.losses import squared_error, truncated_snr
-from distill_rt.training.methods.base import Networks, Phase, sequence
+from distill_rt.training.methods.base import Networks, Phase, check_trained, sequence
 from distill_rt.training.methods.guidance import guidance_loss
 from distill_rt.training.predictor import Predictor, Teacher
 from distill_rt.training.student import distilled_contract, draw_conditions, embed_guidance, student_network
@@ -61,7 +61,10 @@ class Progressive:
             )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
-        phases = [("guidance", self.guidance_iterations if teacher.guidance.mode == "cfg" else 0, 0)]
+        guided = teacher.guidance.mode == "cfg"
+        check_trained(stage_iterations=self.stage_iterations, last_iterations=self.last_iterations)
+        check_trained(**({"guidance_iterations": self.guidance_iterations} if guided else {}))
+        phases = [("guidance", self.guidance_iterations if guided else 0, 0)]
         num_steps = self.start_steps // 2
         while num_steps >= self.steps:
             iterations = self.last_iterations if num_steps == self.steps else self.stage_iterations

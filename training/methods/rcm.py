@@ -30,6 +30,7 @@ class RegularizedConsistency(SimplifiedConsistency):
         steps: largest plan, whose states the matching sees; every power of two below it is offered too.
         matching_weight: of the distribution matching.
         score_steps: updates of the score network for every one that the matching gives the student.
+        level_power: of the matching, as for `dmd`.
         plan_power: 1, because the matching trains on the states of the uniform plan.
 
     The others as in `SimplifiedConsistency`.
@@ -41,6 +42,7 @@ class RegularizedConsistency(SimplifiedConsistency):
     source: Literal["teacher"] = "teacher"
     matching_weight: float = 0.5
     score_steps: int = 2
+    level_power: float = 1.0
     plan_power: float = 1.0
 
     def __post_init__(self) -> None:
@@ -50,10 +52,13 @@ class RegularizedConsistency(SimplifiedConsistency):
             f"matching_weight must be positive (without matching it is scm), got {self.matching_weight:g}",
         )
         check_setting(self.score_steps >= 1, f"score_steps must be at least 1, got {self.score_steps}")
+        check_setting(self.level_power > 0.0, f"level_power must be positive, got {self.level_power:g}")
 
     @property
     def matcher(self) -> ImprovedDistributionMatching:
-        return ImprovedDistributionMatching(steps=self.steps, score_steps=self.score_steps)
+        return ImprovedDistributionMatching(
+            steps=self.steps, score_steps=self.score_steps, level_power=self.level_power
+        )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
         require_boundary(teacher)

@@ -25,7 +25,7 @@ from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.flow_map import t_from_flow_time, velocity_weight
 from distill_rt.training.losses import squared_error
-from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, sequence
+from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, check_trained, sequence
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.plans import powers_of_two
 from distill_rt.training.predictor import Predictor, Teacher
@@ -64,6 +64,10 @@ class RectifiedFlow(OneStage):
         )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
+        check_trained(iterations=self.iterations)
+        check_setting(
+            self.distill_iterations >= 0, f"distill_iterations must not be negative, got {self.distill_iterations}"
+        )
         reflow = [(f"reflow {k + 1}", self.iterations, 0) for k in range(self.times)]
         return sequence([*reflow, ("distillation", self.distill_iterations, DISTILL)])
 
@@ -83,7 +87,7 @@ class RectifiedFlow(OneStage):
         return {
             "student": student,
             "straightened": frozen_copy(student),
-            "pairs": PairCache(embed_guidance(teacher.spec), self.num_pairs),
+            "pairs": PairCache(embed_guidance(teacher.spec), self.num_pairs, self.batch_size),
         }
 
     def begin(self, phase: Phase, networks: Networks) -> None:

@@ -3,7 +3,7 @@
 Lu & Song 2024 (sCM, arXiv 2410.11081), algorithm 1. In TrigFlow's coordinates (angle = arctan(sigma / alpha), state
 x / norm, which any process has) a consistency function is ``f = cos x - sin F``, and its tangent, times cos, is
 ``g = -cos^2 (F - dx/dt) - r cos sin (x + dF/dt)`` with r warmed up from 0 to 1, divided by ``|g| + c``; F regresses on
-``F - g`` without gradient. dx/dt is the teacher's (sCD), or the data's ``cos eps - sin x0`` (sCT).
+``F + g`` without gradient. dx/dt is the teacher's (sCD), or the data's ``cos eps - sin x0`` (sCT).
 
 Written in x0: for r = 1, g is ``cos df/dt``; its first part is ``cos^2 / sin (f - x0_teacher)``; an error of F is one of f over
 sin. So the student keeps its teacher's process and prediction. df/dt is taken over an interval or as a derivative (`tangents`).

@@ -47,7 +47,10 @@ class Shortcut(OneStage):
     iterations: int = 3000
 
     def __post_init__(self) -> None:
-        check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        check_setting(
+            1 <= self.steps <= self.finest and self.steps & (self.steps - 1) == 0,
+            f"shortcut trains jumps of 1, 1/2, 1/4, ...: steps must be a power of two up to {self.finest}, got {self.steps}",
+        )
         check_setting(
             self.finest >= 2 and self.finest & (self.finest - 1) == 0,
             f"finest must be a power of two from 2 on, got {self.finest}",

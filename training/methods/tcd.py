@@ -28,20 +28,39 @@ from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.student import distilled_contract, draw_conditions
 
+DEFAULT_SEGMENTS = 4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectoryConsistency(PhasedConsistency):
-    """Args: steps: of the plan; segments: of the trajectory; gamma: of the sampler, 0 to 1; the others as in PCM."""
+    """Trajectory consistency.
+
+    Args:
+        steps: of the plan.
+        segments: of the trajectory, at most `steps`, because no jump was trained that leaves its segment; 0 is the smaller of 4
+            and `steps`.
+        gamma: of the sampler, 0 to 1.
+
+    The others as in PCM.
+    """
 
     name: ClassVar[str] = "tcd"
 
-    segments: int = 4
+    segments: int = 0
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
         PhasedConsistency.__post_init__(self)
-        check_setting(self.segments >= 1, f"segments must be at least 1, got {self.segments}")
+        check_setting(self.segments >= 0, f"segments must not be negative, got {self.segments}")
+        check_setting(
+            self.segments <= self.steps,
+            f"{self.steps} steps jump further than the {self.segments} segments that the student learns to cross",
+        )
         check_setting(0.0 <= self.gamma <= 1.0, f"gamma must be 0 to 1, got {self.gamma:g}")
+
+    @property
+    def num_segments(self) -> int:
+        return self.segments or min(DEFAULT_SEGMENTS, self.steps)
 
     def contract(self, teacher: StudentSpec) -> StudentSpec:
         times = uniform_times(self.steps)
@@ -54,7 +73,7 @@ class TrajectoryConsistency(PhasedConsistency):
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
     ) -> dict[str, Tensor]:
         process, length = teacher.process, self.levels_per_phase
-        num_levels = self.segments * length
+        num_levels = self.num_segments * length
         conditions = draw_conditions(teacher.spec, batch, draws)
         i_B = draws.integers(1, num_levels + 1, Purpose.TIME)
         end_B = (i_B - 1) // length * length

@@ -21,7 +21,7 @@ from distill_rt.training.copies import assign, average_into, frozen_copy
 from distill_rt.training.data import Batch
 from distill_rt.training.draws import Draws, Purpose
 from distill_rt.training.losses import squared_error, truncated_snr
-from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, sequence
+from distill_rt.training.methods.base import Networks, OneStage, Phase, check_setting, check_trained, sequence
 from distill_rt.training.methods.guidance import guidance_loss
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Predictor, Teacher
@@ -64,7 +64,11 @@ class Tract(OneStage):
         )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:
-        phases = [("guidance", self.guidance_iterations if teacher.guidance.mode == "cfg" else 0, 0)]
+        guided = teacher.guidance.mode == "cfg"
+        check_trained(iterations=self.iterations)
+        check_trained(**({"first_iterations": self.first_iterations} if self.middle_ratio > 1 else {}))
+        check_trained(**({"guidance_iterations": self.guidance_iterations} if guided else {}))
+        phases = [("guidance", self.guidance_iterations if guided else 0, 0)]
         if self.middle_ratio > 1:
             first = self.steps * self.middle_ratio
             phases.append((f"{self.start_steps} to {first} steps", self.first_iterations, first))

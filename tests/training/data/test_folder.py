@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def test_only_images_are_data(greys, write):
     write(".thumbnails/1.png")
     (greys / "notes.md").write_text("not an image")
     write("dark/UPPER.JPG", 10)
+    (greys / "dark" / "lost.png").symlink_to(greys / "nowhere.png")
+    os.mkfifo(greys / "dark" / "pipe.png")
     assert len(opened(greys).names) == 13
 
 
@@ -94,6 +97,10 @@ def test_captions_from_metadata(write, tmp_path):
     rows = [{"file_name": f"deep/{i}.png", "text": f"number {i}", "extra": 1} for i in (2, 0, 1)]
     (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert opened(tmp_path / "images", "text").captions_N == ("number 0", "number 1", "number 2")
+    rows[0]["text"] = "two\u2028lines"
+    said = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "images" / "metadata.jsonl").write_text(said, encoding="utf-8-sig")
+    assert opened(tmp_path / "images", "text").captions_N == ("number 0", "number 1", "two\u2028lines")
 
 
 # -- what the pixels become -----------------------------------------------------------------------------------------------
@@ -221,6 +228,21 @@ def test_bad_images_are_replaced_by_the_next_and_counted(greys):
     assert "2 of 12 images" in note
     assert "the first: dark/02.png (cannot identify image file" in note
     assert note.count(str(greys)) == 1
+
+
+def test_damage_that_pillow_reports_by_other_errors_is_damage(greys, monkeypatch):
+    """TypeError of a TIFF whose tags hold numbers of another type."""
+
+    def refuse(path):
+        raise TypeError("'bytes' object cannot be interpreted as an integer")
+
+    data = opened(greys)
+    intact = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: (refuse if path.name == "02.png" else intact)(path))
+    for step in range(3):
+        data.batch(Draws(0, step, 32))
+    (note,) = data.notes
+    assert "1 of 12 images" in note
 
 
 def test_small_images_are_said(greys, write):

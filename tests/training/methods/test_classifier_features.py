@@ -73,7 +73,7 @@ def test_the_classifier_learns_and_is_left_alone_afterwards():
     spec = RECIPES["digits-teacher"]().spec
     torch.manual_seed(0)
     teacher = Teacher(spec, build_network(spec.networks[0]))
-    settings = {"guidance_iterations": 0, "stage_iterations": 0, "start_steps": 8}
+    settings = {"guidance_iterations": 1, "start_steps": 8}
     method = ClassifierFeatures(classifier_iterations=120, last_iterations=1, batch_size=32, **settings)
     trainer = Trainer(TrainConfig(method=method, identity={}), digits(), teacher)
     seen = []
@@ -83,7 +83,7 @@ def test_the_classifier_learns_and_is_left_alone_afterwards():
             seen.append({k: v.clone() for k, v in trainer.state.networks["classifier"].state_dict().items()})
 
     trainer.run(progress=progress)
-    before, after = seen
+    before, *_, after = seen
     assert all(torch.equal(before[key], after[key]) for key in before)
     data = digits()
     logits = trainer.state.networks["classifier"](data.x0_NCHW)[1]

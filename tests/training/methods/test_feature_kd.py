@@ -12,7 +12,7 @@ from distill_rt.models import build_network
 from distill_rt.training.config import TrainConfig
 from distill_rt.training.data import Grid25, digits
 from distill_rt.training.draws import Draws
-from distill_rt.training.methods import FeatureKD, Progressive
+from distill_rt.training.methods import Boot, FeatureKD, Progressive, ScoreIdentity, TrajectoryDistributionMatching
 from distill_rt.training.methods.feature_kd import Pair, feature_kd_loss, noised_inputs, visited_inputs
 from distill_rt.training.predictor import Teacher
 from distill_rt.training.recipes import RECIPES
@@ -135,6 +135,19 @@ def test_noised_states_have_the_times_of_the_table(grid):
     cfg = teacher_of("grid25-labelled-teacher")
     dropped = noised_inputs(cfg.spec, cfg.spec.plans[4], Grid25(labelled=True).batch(draws), draws)[2] == 5
     assert 0.25 < dropped.float().mean() < 0.75
+
+
+def test_the_first_call_sees_noise_alone_at_whatever_time():
+    """As it will in generation: boot is told a time near 0 for its noise, sid and tdm one in the middle."""
+    spec, draws = teacher_of("grid25-teacher").spec, Draws(1, 0, 256)
+    batch = Grid25().batch(draws)
+    for method in (Boot(), ScoreIdentity(), TrajectoryDistributionMatching(steps=1)):
+        student = method.contract(spec)
+        (table,) = student.plans.values()
+        x, time = noised_inputs(student, table, batch, draws)
+        assert set(time.tolist()) == {torch.tensor(table.rows[0].time).item()}
+        noise = table.rows[0].c_in * table.init_scale * draws.normal((2, 1, 1))
+        torch.testing.assert_close(x, noise)
 
 
 def test_noised_states_are_data_at_the_last_step_and_noise_at_the_first():

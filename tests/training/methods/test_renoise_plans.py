@@ -45,3 +45,12 @@ def test_what_trains_on_the_states_of_its_plan_keeps_their_times():
     assert times_of(TEACHER.process, uniform) == pytest.approx([1.0, 0.75, 0.5, 0.25])
     for name in ("rcm", "dmd2", "ladd"):
         assert METHODS[name](steps=4).contract(TEACHER).plans[4] == uniform
+
+
+def test_ladd_offers_the_plans_whose_levels_it_trains():
+    spec = RECIPES["grid25-teacher"]().spec
+    assert {steps: METHODS["ladd"](steps=steps).contract(spec).steps for steps in (3, 4, 6)} == {
+        3: (1, 3),
+        4: (1, 2, 4),
+        6: (1, 2, 6),
+    }

@@ -12,6 +12,7 @@ from short_runs import Stop, distill_case, only, refused, stop_at, tiny
 
 from distill_rt.core.errors import ArtifactError, ResourceError, UsageError
 from distill_rt.models import load_student
+from distill_rt.training.journal import JournalOptions
 
 
 def test_an_existing_output_needs_force(out):
@@ -43,6 +44,15 @@ def test_force_spares_what_is_not_ours(out):
     with pytest.raises(UsageError) as caught:
         tiny(out, force=True)
     refused(caught, "output-not-a-directory", "is a link", out.parent, {"student.checkpoint"})
+
+
+@pytest.mark.parametrize(
+    "place", ["student", "student/log", "student.checkpoint", "student.weights", "student.latents"]
+)
+def test_a_journal_where_the_run_keeps_something_else(out, place):
+    with pytest.raises(UsageError) as caught:
+        tiny(out, journal=JournalOptions(directory=out.parent / place))
+    refused(caught, "places-overlap", "--journal", out.parent, set())
 
 
 def test_an_unfinished_run_needs_resume_or_force(out):

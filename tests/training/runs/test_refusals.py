@@ -76,6 +76,46 @@ def test_guidance_needs_a_guided_teacher(teachers, out, method):
     refused(caught, "teacher-not-guided", "guided by two evaluations", out.parent, set())
 
 
+def test_a_student_of_few_steps_is_no_teacher_of_many(teachers, out, tmp_path):
+    distill_case("kd", teachers["grid25"], tmp_path / "kd")
+    for method in ("progressive", "bespoke", "dmd"):
+        with pytest.raises(UsageError) as caught:
+            distill_case(method, tmp_path / "kd", out)
+        refused(caught, "teacher-not-denoising", "made by kd", out.parent, {"kd"})
+    distill("feature_kd", tmp_path / "kd", out, settings={"iterations": "2", "batch_size": "8"})
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "settings"),
+    [
+        ("progressive", "grid25", {"last_iterations": "0"}),
+        ("progressive", "grid25", {"stage_iterations": "-1"}),
+        ("progressive", "grid25-labelled", {"guidance_iterations": "0"}),
+        ("tract", "grid25", {"iterations": "-3"}),
+        ("tract", "grid25", {"first_iterations": "0"}),
+        ("tract", "grid25-labelled", {"guidance_iterations": "0"}),
+        ("rectified_flow", "grid25", {"iterations": "0", "distill_iterations": "5"}),
+        ("rectified_flow", "grid25", {"distill_iterations": "-1"}),
+    ],
+)
+def test_stages_that_would_not_train(teachers, out, method, teacher, settings):
+    with pytest.raises(UsageError) as caught:
+        distill_case(method, teachers[teacher], out, settings=settings)
+    refused(caught, "setting-invalid", next(iter(settings)), out.parent, set())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "code"),
+    [("kd", {"accumulate": 3}, "batch-not-divisible"), ("dmd", {"parallel": "fsdp"}, "parallel-invalid")],
+)
+def test_a_dry_run_refuses_what_the_run_would(teachers, out, method, options, code):
+    for dry_run in (True, False):
+        with pytest.raises(UsageError) as caught:
+            distill_case(method, teachers["grid25"], out, dry_run=dry_run, **options)
+        assert caught.value.code == code
+        assert not list(out.parent.iterdir())
+
+
 def test_a_teacher_that_is_none(teachers, out, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         distill_case("consistency", tmp_path / "absent", out)

@@ -100,7 +100,7 @@ def test_first_weights_of_a_student_of_data_alone(teachers, tmp_path):
 
 def test_a_student_of_a_student(teachers, out, tmp_path):
     """Its guidance is an input already."""
-    distill_case("consistency", teachers["grid25-labelled"], tmp_path / "first")
+    distill_case("guidance", teachers["grid25-labelled"], tmp_path / "first")
     distill_case("progressive", tmp_path / "first", out)
     spec = load_student(out).spec
     assert spec.guidance.mode == "embedded"
