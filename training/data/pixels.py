@@ -43,7 +43,9 @@ def to_pixels(image: Image.Image, sample_shape: tuple[int, int, int]) -> NDArray
     c, h, w = sample_shape
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, np.uint16) // 257).astype(np.uint8))
+        grey, transparent = np.asarray(image, np.uint16), image.info.get("transparency")
+        # An image made of an array has no transparent colour, so it becomes white here.
+        image = Image.fromarray(np.where(grey == transparent, 255, grey // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of mode {image.mode}, which has no white")
     if image.has_transparency_data:

@@ -140,6 +140,10 @@ def test_sixteen_bits_keep_their_white(tmp_path):
     (tmp_path / "images").mkdir()
     Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "images" / "1.png")
     assert greys_of(opened(tmp_path / "images"), Draws(0, 0, 1)) == [255]
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "images" / "1.png", transparency=9000)
+    assert greys_of(opened(tmp_path / "images"), Draws(0, 0, 1)) == [255], "its transparent colour"
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "images" / "1.png", transparency=9001)
+    assert greys_of(opened(tmp_path / "images"), Draws(0, 0, 1)) == [35]
 
 
 def test_a_camera_held_upright(tmp_path):
