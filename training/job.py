@@ -58,11 +58,13 @@ def free_places(job: Job, *, force: bool, resume: bool) -> Path:
     out = job.out
     refuse_existing(out, force=force, ours="student.json")
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    journal = job.options.get("journal")
-    chosen = {"--journal": None if journal is None else journal.directory, "--latents": job.options.get("latents")}
-    own = (out, checkpoint, job.weights_directory, out.with_name(f"{out.name}.latents"))
-    for option, place in chosen.items():
-        if place is not None and any(_is_within(place, directory) for directory in own):
+    own = (out, checkpoint, job.weights_directory)
+    journal, latents = job.options.get("journal"), job.options.get("latents")
+    chosen: list[tuple[str, Path | None, tuple[Path, ...]]] = [("--latents", latents, own)]
+    if journal is not None:
+        chosen.append(("--journal", journal.directory, (*own, job.latents_directory)))
+    for option, place, taken in chosen:
+        if place is not None and any(_is_within(place, directory) for directory in taken):
             raise UsageError(
                 f"{option} {place} is where the run keeps something else",
                 code="places-overlap",
