@@ -144,7 +144,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "lcm": {"iterations": "900"},
     "pcm": {"iterations": "700"},
     "tcd": {"iterations": "700"},
-    "ctm": {"iterations": "400"},
+    "ctm": {"iterations": "500"},
     "shortcut": {"iterations": "800"},
     "imm": {"iterations": "900"},
     "dmd": {"iterations": "700", "num_pairs": "2048", "level_power": "2", "score_steps": "4"},

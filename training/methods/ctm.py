@@ -46,7 +46,7 @@ class ConsistencyTrajectory(OneStage):
     target_decay: float = 0.95
     solver_order: int = 2
     denoising_weight: float = 0.2
-    end_share: float = 0.0
+    end_share: float = 0.15
     huber: float = 0.1
     iterations: int = 2500
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from closed_forms import plain_spec
-from gaussian_fit import AffineOfTime, denoiser, exact_teacher, fit, relative, run, start_at, unit
+from gaussian_fit import AffineOfTime, GaussianData, denoiser, exact_teacher, fit, relative, run, start_at, unit
 
 from distill_rt.core.errors import UsageError
 from distill_rt.models import build_network
 from distill_rt.training.copies import frozen_copy
+from distill_rt.training.draws import Draws
 from distill_rt.training.methods import ConsistencyTrajectory, InductiveMomentMatching, Shortcut
 from distill_rt.training.methods.imm import laplace_mmd
 from distill_rt.training.predictor import Teacher
@@ -40,6 +41,19 @@ def test_every_plan_is_the_exact_flow(teacher, method, bound):
     fit(method, method.phases(teacher.spec)[0], networks, teacher, iterations=1000, learning_rate=2e-2)
     for table in plans.values():
         assert relative(run(student, table, z), flow) < bound
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.5])
+def test_a_share_of_the_jumps_goes_to_the_end(teacher, share):
+    """Beside those that reach it by chance: one of i for a jump from level i."""
+    method, asked = ConsistencyTrajectory(num_levels=24, end_share=share), []
+    student = start_at(AffineOfTime(3, num_times=2, num_knots=13), denoiser)
+    student.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[2]))
+    networks = {"student": student, "target": frozen_copy(student)}
+    draws = Draws(0, 0, 4096)
+    method.losses(method.phases(teacher.spec)[0], 0, networks, teacher, GaussianData().batch(draws), draws)
+    by_chance = sum(1 / i for i in range(1, 25)) / 24
+    assert (asked[0] == asked[0].min()).float().mean() == pytest.approx(share + (1 - share) * by_chance, abs=0.03)
 
 
 def test_inductive_moment_matching_makes_the_data(teacher):
