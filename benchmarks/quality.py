@@ -148,7 +148,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "tcd": {"iterations": "700"},
     "ctm": {"iterations": "500"},
     "shortcut": {"iterations": "800"},
-    "imm": {"iterations": "900"},
+    "imm": {"iterations": "1300"},
     "dmd": {"iterations": "700", "num_pairs": "2048", "level_power": "2", "score_steps": "4"},
     "vsd": {"iterations": "700"},
     "sid": {"iterations": "600", "start": "1"},

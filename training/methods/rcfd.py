@@ -100,8 +100,8 @@ class ClassifierFeatures(Progressive):
         with frozen(classifier):
             (features, logits), (wanted, _) = classifier(x0), classifier(target)
         losses = {
-            "features": self.feature_weight * feature_divergence(features, wanted, self.temperature),
-            "regular": self.regularization * doubt(logits, self.confidence),
+            "features": self.feature_weight * feature_divergence(features.float(), wanted.float(), self.temperature),
+            "regular": self.regularization * doubt(logits.float(), self.confidence),
         }
         if self.pixel_weight:
             losses["halving"] = self.pixel_weight * (weight_B * squared_error(x0, target)).mean()
