@@ -33,7 +33,6 @@ _REASONS = {
     errno.EACCES: _PERMISSIONS,
     errno.EPERM: _PERMISSIONS,
     errno.EROFS: ("not-writable", "the file system is read-only: choose another place"),
-    errno.ENOENT: ("not-writable", "a part of the path does not exist and cannot be made: choose another place"),
     errno.EEXIST: ("not-writable", "a file stands where a directory is needed: choose another place"),
     errno.EISDIR: ("not-writable", "a directory stands where a file is needed: choose another place"),
     errno.ENOTDIR: ("not-writable", "a part of the path is a file: choose another place"),
