@@ -85,8 +85,8 @@ def quantize_for_openvino(
     ov, nncf = import_openvino(), _import_nncf()
     model = ov.Core().read_model(str(graph))
     model.reshape({tensor.name: list(tensor.concrete(1)) for tensor in inputs})
-    # What weights lose with a bit, activations win back with a zero point: half the distance, no slower (docs/log.md).
-    preset = nncf.QuantizationPreset.MIXED if weight_bits == 7 else nncf.QuantizationPreset.PERFORMANCE
+    # Activations with a zero point: half the distance (docs/log.md).
+    preset = nncf.QuantizationPreset.MIXED
     scope = nncf.IgnoredScope(types=list(FLOAT_TYPES), names=_float_nodes(model, inputs), validate=False)
     try:
         with _quiet():
