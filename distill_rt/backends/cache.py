@@ -114,9 +114,7 @@ def _prune(root: Path, limit_bytes: float, *, keep: str) -> None:
     """Remove what killed builders left, and the least recently used engines until the rest fits; entries in use are skipped."""
     entries = []
     for entry in root.iterdir():
-        if entry.name.startswith(
-            "."
-        ):  # of a builder of `.KEY.*`, which holds the lock of its entry as long as it lives
+        if entry.name.startswith("."):  # of a builder, which holds the lock of its entry as long as it lives
             with _unlocked(root, entry.name[1:].partition(".")[0]) as unlocked:
                 if unlocked:
                     shutil.rmtree(entry, ignore_errors=True)

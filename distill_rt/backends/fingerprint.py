@@ -20,7 +20,7 @@ from distill_rt.backends.registry import Target, backend_for
 from distill_rt.core.artifacts import EngineBody
 from distill_rt.core.errors import ArtifactError, TargetError, UsageError
 
-RECIPE = 2
+RECIPE = 3
 """Raise it when compiling the same bundle with the same settings starts to give another engine."""
 
 

@@ -93,15 +93,3 @@ def result(run: Trainer, **arguments: Any) -> tuple[list[torch.Tensor], list[tup
 
 def same(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True)) and a[1] == b[1]
-
-
-class Stop(BaseException):
-    """The end of a process, as far as the trainer can tell."""
-
-
-def stop_at(step: int):
-    def progress(phase, done, total, loss):
-        if done == step:
-            raise Stop
-
-    return progress

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from short_runs import Stop, stop_at
 
 from distill_rt.core.errors import ResourceError, TargetError, UsageError
 from distill_rt.core.optional import installed
@@ -18,18 +19,6 @@ from distill_rt.training.run import distill, train
 
 DIGITS = {"steps": "6", "batch_size": "8", "warmup": "2"}
 GRID = {"steps": "20", "batch_size": "8"}
-
-
-class Stop(BaseException):
-    """The end of a process, as far as the trainer can tell."""
-
-
-def stop_at(step: int):
-    def progress(phase, done, total, loss):
-        if done == step:
-            raise Stop
-
-    return progress
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:

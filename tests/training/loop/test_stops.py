@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 import pytest
-from toy_method import CALLS, Stop, Toy, result, same, stop_at, trainer
+from short_runs import Stop, stop_at
+from toy_method import CALLS, Toy, result, same, trainer
 
 from distill_rt.core.errors import ArtifactError, ResourceError
 from distill_rt.training.checkpoint import read_head

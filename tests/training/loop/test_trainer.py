@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from short_runs import Stop, stop_at
 from torch import nn
-from toy_method import CALLS, Stop, Toy, result, same, stop_at, trainer
+from toy_method import CALLS, Toy, result, same, trainer
 
 from distill_rt.core.errors import ResourceError, UsageError
 from distill_rt.training.data import Grid25
