@@ -30,7 +30,6 @@ from distill_rt.training.evaluate import evaluate, measure_yardstick
 from distill_rt.training.predictor import Conditions
 from distill_rt.training.quality.baselines import CONTROLS, gaussian_fit
 from distill_rt.training.quality.bench import QualityBench
-from distill_rt.training.quality.classifier import train_classifier
 from distill_rt.training.quality.gate import Yardstick, verdict
 from distill_rt.training.quality.metrics import c2st
 from distill_rt.training.quality.prompts import Asked
@@ -214,9 +213,7 @@ def _few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill_rt.training.quality.bench.REFERENCE_EVALUATIONS", 4)
     monkeypatch.setattr("distill_rt.training.quality.bench.c2st", functools.partial(c2st, iterations=5))
     monkeypatch.setattr("distill_rt.training.quality.scenes.NUM_SCENES", 64)
-    monkeypatch.setattr(
-        "distill_rt.training.quality.scenes.train_classifier", functools.partial(train_classifier, iterations=5)
-    )
+    monkeypatch.setattr("distill_rt.training.quality.scenes.ITERATIONS", 5)
 
 
 @pytest.fixture(scope="module")
