@@ -14,7 +14,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.core.spec import StudentSpec
 from distill_rt.training.device import CPU
 from distill_rt.training.kept import KeptWeights
-from distill_rt.training.methods.base import Method, Phase, Searches
+from distill_rt.training.methods.base import Grouped, Method, Phase, Searches
 from distill_rt.training.parallel import Parallel
 
 
@@ -81,12 +81,18 @@ class TrainConfig:
             )
 
 
-def part_size(batch_size: int, num_processes: int, accumulate: int) -> int:
-    """Samples of one backward pass."""
-    size, rest = divmod(batch_size, num_processes * accumulate)
-    if rest or not size:
+def part_size(method: Method, num_processes: int, accumulate: int) -> int:
+    """Samples of one backward pass.
+
+    Raises:
+        UsageError: processes and parts do not divide the batch, or tear groups apart (`Grouped`).
+    """
+    size, rest = divmod(method.batch_size, num_processes * accumulate)
+    group = method.group if isinstance(method, Grouped) else 1
+    if rest or not size or size % group:
+        groups = f" of whole groups of {group}" if group > 1 else ""
         raise UsageError(
-            f"a batch of {batch_size} does not divide into {num_processes} processes x {accumulate} parts",
+            f"a batch of {method.batch_size} does not divide into {num_processes} processes x {accumulate} parts{groups}",
             code="batch-not-divisible",
             hint="change it: --set batch_size=...",
         )

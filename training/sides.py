@@ -13,6 +13,7 @@ from distill_rt.core.errors import UsageError
 from distill_rt.models import Student
 from distill_rt.models.autoencoder import load_autoencoder
 from distill_rt.training.data import Dataset, Source
+from distill_rt.training.data.streamed import StreamedImages
 from distill_rt.training.device import CPU
 from distill_rt.training.latents import LatentSide
 from distill_rt.training.parallel import Processes
@@ -72,6 +73,8 @@ class Sides:
             UsageError: an autoencoder that does not fit the decoder, or a directory of other latents.
         """
         dataset = source.dataset
+        if self.text is not None and isinstance(dataset, StreamedImages) and dataset.captions_N is not None:
+            self.text.check(dataset.captions_N)
         if self.latents is not None:
             self.latents.check(source, sample_shape)
             dataset = self.latents.dataset(source, sample_shape, latents_directory)

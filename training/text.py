@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,17 +66,30 @@ class TextSide:
         """
         return torch.stack([self._embedding(caption) for caption in captions])
 
+    def check(self, captions: Iterable[str]) -> None:
+        """Refuse captions before any work is done for them.
+
+        Raises:
+            UsageError: a word that the tokenizer does not know.
+        """
+        for caption in captions if self._unknown is not None else ():
+            self._ids(caption)
+
+    def _ids(self, caption: str) -> Tensor:
+        ids = torch.from_numpy(self._tokens([caption]).ids)
+        if self._unknown is not None and bool((ids == self._unknown).any()):
+            raise UsageError(
+                f"the caption {caption!r:.80} has words that the recipe does not know",
+                code="caption-words",
+                hint="train on data whose captions the recipe was made for",
+            )
+        return ids
+
     def _embedding(self, caption: str) -> Tensor:
         if caption not in self._kept:
             if len(self._kept) >= KEPT_CAPTIONS:
                 self._kept.pop(next(iter(self._kept)))
-            ids = torch.from_numpy(self._tokens([caption]).ids)
-            if self._unknown is not None and bool((ids == self._unknown).any()):
-                raise UsageError(
-                    f"the caption {caption!r:.80} has words that the recipe does not know",
-                    code="caption-words",
-                    hint="train on data whose captions the recipe was made for",
-                )
+            ids = self._ids(caption)
             with torch.no_grad():
                 self._kept[caption] = self.encoder(ids)[0]
         return self._kept[caption]

@@ -68,7 +68,7 @@ class Trainer:
         self.method = config.method
         self.phases = check_method(self.method, teacher.spec)
         self.num_steps = sum(phase.iterations for phase in self.phases)
-        self.part_size = part_size(self.method.batch_size, self.processes.count, config.accumulate)
+        self.part_size = part_size(self.method, self.processes.count, config.accumulate)
         torch.manual_seed(config.seed % 2**63)  # initial weights; everything after them comes from Draws
         networks = self.method.networks(teacher)  # made on the processor: the same initial weights for every device
         for network in networks.values():

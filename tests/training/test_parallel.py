@@ -109,6 +109,13 @@ def test_a_batch_that_does_not_divide(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parts_do_not_tear_groups_apart(teacher, tmp_path):
+    settings = {"batch_size": "16", "group": "8", "iterations": "1"}
+    with pytest.raises(UsageError, match=r"16 does not divide into 1 processes x 4 parts of whole groups of 8"):
+        distill("imm", teacher, tmp_path / "s", steps=2, settings=settings, accumulate=4, dry_run=True)
+    assert distill("imm", teacher, tmp_path / "s", steps=2, settings=settings, accumulate=2)["training_steps"] == 1
+
+
 def test_half_an_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

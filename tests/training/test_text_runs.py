@@ -175,6 +175,8 @@ def test_what_knows_no_prompts_says_so(root: Path, tmp_path: Path) -> None:
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "1.png")
     (folder / "1.txt").write_text("a photograph of a dog")
-    with pytest.raises(UsageError, match="words that the recipe does not know"):
-        train("shapes-text-teacher", tmp_path / "t", data=str(folder), settings={"steps": "1", "batch_size": "1"})
+    for dry_run in (True, False):
+        settings = {"steps": "1", "batch_size": "1"}
+        with pytest.raises(UsageError, match="words that the recipe does not know"):
+            train("shapes-text-teacher", tmp_path / "t", data=str(folder), settings=settings, dry_run=dry_run)
     assert not (tmp_path / "t").exists()

@@ -102,6 +102,16 @@ class Searches(Protocol):
         ...
 
 
+@runtime_checkable
+class Grouped(Protocol):
+    """A `Method` whose loss compares images of a group with each other: every backward pass must see whole groups."""
+
+    @property
+    def group(self) -> int:
+        """Images of a group, which stand side by side in the batch."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneStage:
     """What most methods share: one network, one objective, a learning rate that falls to zero in every phase.

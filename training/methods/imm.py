@@ -58,11 +58,6 @@ class InductiveMomentMatching(OneStage):
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
     ) -> dict[str, Tensor]:
         spec, process = teacher.spec, teacher.process
-        # Groups must lie within what one backward pass sees, also where the batch is taken in parts.
-        check_setting(
-            draws.num_samples % self.group == 0,
-            f"{draws.num_samples} samples a pass are no multiple of group={self.group}",
-        )
         c = Conditions(label_B=batch.label_B)
         t_B, share_B = (self._of_group(draws.uniform(p)) for p in (Purpose.TIME, Purpose.SECOND_TIME))
         ratio_B = process.sigma_ratio(t_B).clamp(MIN_RATIO, MAX_RATIO)
