@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from handmade import edit_manifest, make_spec, write_bundle
+from compiling import ORT, OV, Stages, cached, entries, needs_bf16, refused
+from handmade import make_spec, write_bundle
 from onnx import numpy_helper
 
-from distill_rt.backends import processor
 from distill_rt.backends.base import Program
 from distill_rt.backends.engine import open_engine
 from distill_rt.backends.onnxruntime import OnnxRuntime
-from distill_rt.backends.openvino import BF16_INSTRUCTION_SETS
-from distill_rt.core.errors import ArtifactError, DistillError, GateError, ResourceError, TargetError, UsageError
+from distill_rt.core.errors import DistillError, GateError, ResourceError, TargetError, UsageError
 from distill_rt.core.manifest import read_manifest
 from distill_rt.export import compile_bundle
 from distill_rt.export.golden import Golden
 from distill_rt.export.trajectory import run_plan
-
-ORT, OV = "onnxruntime:cpu", "openvino:cpu"
-needs_bf16 = pytest.mark.skipif(
-    not BF16_INSTRUCTION_SETS & processor.instruction_sets(), reason="this processor has no bfloat16 instructions"
-)
-
-
-class Stages:
-    """A progress callback that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0, /) -> None:
-        self.names.append(stage)
-
-    def compiled(self, target: str) -> bool:
-        return f"compiling for {target}" in self.names
-
-
-def refused(family: type[DistillError], *args: Any, **kwargs: Any) -> DistillError:
-    with pytest.raises(family) as caught:
-        compile_bundle(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
-def entries(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
-
-
-def cached(cache_dir: Path) -> list[Path]:
-    engines = cache_dir / "engines"
-    return [path for path in engines.iterdir() if path.is_dir()] if engines.exists() else []
-
 
 # -- what is published ----------------------------------------------------------------------------------------------------
 
@@ -200,78 +158,6 @@ def test_a_failed_gate_publishes_nothing(
     assert not cached(cache_dir)
 
 
-# -- the bundle -----------------------------------------------------------------------------------------------------------
-
-
-def _truncate(bundle: Path) -> None:
-    file = bundle / "onnx/network0.onnx"
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def _flip(bundle: Path) -> None:
-    file = bundle / "golden.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 4
-    file.write_bytes(content)
-
-
-def _link(bundle: Path) -> None:
-    file = bundle / "onnx/network0.onnx"
-    file.rename(bundle.parent / "elsewhere.onnx")
-    file.symlink_to(bundle.parent / "elsewhere.onnx")
-
-
-def _link_folder(bundle: Path) -> None:
-    (bundle / "onnx").rename(bundle.parent / "elsewhere")
-    (bundle / "onnx").symlink_to(bundle.parent / "elsewhere")
-
-
-def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    return lambda bundle: edit_manifest(bundle / "bundle.json", change)
-
-
-@pytest.mark.parametrize(
-    ("damage", "mentions"),
-    [
-        (lambda bundle: (bundle / "onnx/network0.onnx").unlink(), "network0.onnx is missing"),
-        (lambda bundle: (bundle / "golden.safetensors").unlink(), "golden.safetensors is missing"),
-        (lambda bundle: (bundle / "bundle.json").unlink(), "neither a student nor a bundle nor an engine"),
-        (lambda bundle: (bundle / "bundle.json").write_text("{"), "bundle.json"),
-        (_truncate, "bytes, the manifest says"),
-        (_flip, "sha256 differs"),
-        (_link, "is a link"),
-        (_link_folder, "is a link"),
-        (_edit(lambda content: content.update(format_version=2)), "format version 2"),
-        (_edit(lambda content: content.update(format="other/bundle")), "not written by distill-rt"),
-        (_edit(lambda content: content.update(comment="x")), "unknown keys"),
-        (_edit(lambda content: content["body"].update(comment="x")), "unknown keys"),
-        (_edit(lambda content: content["body"]["spec"].update(comment="x")), "unknown keys"),
-        (_edit(lambda content: content["files"][0].update(path="../golden.safetensors")), "plain relative path"),
-        (_edit(lambda content: content["body"].update(golden="../golden.safetensors")), "not among the listed files"),
-        (_edit(lambda content: content["body"]["components"]["network0"].update(file="/etc/passwd")), "not among"),
-        (
-            _edit(lambda content: content["body"].update(components={})),
-            "components must be network0, as the contract says",
-        ),
-        (
-            _edit(lambda content: content["body"]["components"]["network0"]["inputs"].pop()),
-            "must be those of the contract",
-        ),
-    ],
-)
-def test_a_damaged_bundle(damage: Callable[[Path], object], mentions: str, own_bundle: Path, tmp_path: Path) -> None:
-    damage(own_bundle)
-    error = refused(ArtifactError, own_bundle, ORT, tmp_path / "engine")
-    assert mentions in error.message
-    assert not (tmp_path / "engine").exists()
-
-
-def test_another_kind_of_artifact(bundle: Path, tmp_path: Path) -> None:
-    engine = compile_bundle(bundle, ORT, tmp_path / "engine")
-    assert refused(ArtifactError, engine, ORT, tmp_path / "again").code == "artifact-kind"
-    assert refused(ArtifactError, tmp_path / "nothing", ORT, tmp_path / "again").code == "artifact-missing"
-
-
 # -- arguments ------------------------------------------------------------------------------------------------------------
 
 
@@ -340,121 +226,3 @@ def test_a_full_disk(
     assert not (tmp_path / "engine").exists()
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
     assert not cached(cache_dir)
-
-
-# -- the cache ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_second_compile_comes_from_the_cache(bundle: Path, tmp_path: Path, cache_dir: Path) -> None:
-    first, second = Stages(), Stages()
-    a = compile_bundle(bundle, ORT, tmp_path / "a", progress=first)
-    b = compile_bundle(bundle, ORT, tmp_path / "b", progress=second)
-    assert first.compiled(ORT)
-    assert not second.compiled(ORT)
-    assert {path.name: path.read_bytes() for path in a.iterdir()} == {
-        path.name: path.read_bytes() for path in b.iterdir()
-    }
-    (entry,) = cached(cache_dir)
-    assert entry.name == open_engine(b).body.fingerprint
-    assert all(path.stat().st_nlink == 1 for path in b.iterdir())  # nothing done to the one can harm the other
-
-
-@pytest.mark.parametrize(
-    "change",
-    [pytest.param({"precision": "bf16"}, marks=needs_bf16), {"batches": (1, 2)}, {"num_threads": 3}],
-    ids=["precision", "batches", "threads"],
-)
-def test_another_request_is_another_engine(change: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
-    compile_bundle(bundle, OV, tmp_path / "a", num_threads=2)
-    stages = Stages()
-    compile_bundle(bundle, OV, tmp_path / "b", progress=stages, **({"num_threads": 2} | change))
-    assert stages.compiled(OV)
-
-
-def test_force_builds_again(bundle: Path, tmp_path: Path) -> None:
-    compile_bundle(bundle, ORT, tmp_path / "engine")
-    stages = Stages()
-    compile_bundle(bundle, ORT, tmp_path / "engine", force=True, progress=stages)
-    assert stages.compiled(ORT)
-
-
-def test_without_the_cache(bundle: Path, tmp_path: Path, cache_dir: Path) -> None:
-    for name in "ab":
-        stages = Stages()
-        compile_bundle(bundle, ORT, tmp_path / name, use_cache=False, progress=stages)
-        assert stages.compiled(ORT)
-    assert not cache_dir.exists()
-
-
-def test_a_damaged_cache_entry_is_built_again(bundle: Path, tmp_path: Path, cache_dir: Path) -> None:
-    compile_bundle(bundle, ORT, tmp_path / "a")
-    (entry,) = cached(cache_dir)
-    (entry / "network0.b1.onnx").write_bytes(b"?")
-    stages = Stages()
-    out = compile_bundle(bundle, ORT, tmp_path / "b", progress=stages)
-    assert any("the cached engine is damaged" in stage for stage in stages.names)
-    assert stages.compiled(ORT)
-    open_engine(out).load("network0", 1).run()
-
-
-# -- other processes --------------------------------------------------------------------------------------------------------
-
-CHILD = """
-import json, sys, time
-from distill_rt.export import compile_bundle
-bundle, out, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
-stages = []
-def progress(stage, done=0, total=0, /):
-    stages.append(stage)
-    print(stage, flush=True)
-    if stage.startswith("compiling"):
-        time.sleep(delay)
-compile_bundle(bundle, "onnxruntime:cpu", out, progress=progress)
-torch_free = not {"torch", "diffusers", "transformers"} & set(sys.modules)
-print(json.dumps({"compiled": any(s.startswith("compiling") for s in stages), "torch_free": torch_free}))
-"""
-
-
-def child(bundle: Path, out: Path, delay: float = 0.0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(bundle), str(out), str(delay)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize("same_place", [True, False])
-def test_two_at_once_one_builds_and_both_succeed(same_place: bool, bundle: Path, tmp_path: Path) -> None:
-    outs = [tmp_path / "a", tmp_path / ("a" if same_place else "b")]
-    children = [child(bundle, out, delay=0.5) for out in outs]
-    results = [process.communicate(timeout=60) for process in children]
-    assert [process.returncode for process in children] == [0, 0], results
-    reports = [json.loads(stdout.splitlines()[-1]) for stdout, _ in results]
-    assert sorted(report["compiled"] for report in reports) == [False, True]
-    for out in outs:
-        open_engine(out).load("network0", 1).run()
-    assert entries(tmp_path) == {"cache"} | {out.name for out in outs}
-
-
-def test_compiling_never_imports_torch(bundle: Path, tmp_path: Path) -> None:
-    process = child(bundle, tmp_path / "engine")
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert json.loads(stdout.splitlines()[-1]) == {"compiled": True, "torch_free": True}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_an_interrupt_leaves_nothing(bundle: Path, tmp_path: Path, cache_dir: Path) -> None:
-    process = child(bundle, tmp_path / "engine", delay=30)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("compiling"):
-            break
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert entries(tmp_path) == {"cache"}
-    assert all(path.suffix == ".lock" for path in (cache_dir / "engines").iterdir())
-    compile_bundle(bundle, ORT, tmp_path / "engine")  # and the lock is free
