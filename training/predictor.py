@@ -38,6 +38,19 @@ class Conditions:
             second_time_B=moved(self.second_time_B),
         )
 
+    def at(self, index_N: Tensor) -> Conditions:
+        """Those of some of the images, index int64 (N,)."""
+
+        def taken(value_B: Tensor | None) -> Tensor | None:
+            return None if value_B is None else value_B[index_N]
+
+        return Conditions(
+            label_B=taken(self.label_B),
+            text_BLD=taken(self.text_BLD),
+            w_B=taken(self.w_B),
+            second_time_B=taken(self.second_time_B),
+        )
+
     def without_and_with(self, null_label: int | None, null_text_LD: Tensor | None) -> Conditions:
         """The null condition for every image, then what each asks for: one batch of both, for guidance by two evaluations.
 

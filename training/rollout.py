@@ -14,20 +14,40 @@ from distill_rt.training.predictor import Conditions, Predictor
 
 
 @torch.no_grad()
-def renoised_state(
-    predictor: Predictor, shape: tuple[int, ...], times: Sequence[float], conditions: Conditions, draws: Draws
+def renoised_states(
+    predictor: Predictor,
+    shape: tuple[int, ...],
+    times: Sequence[float],
+    row_B: Tensor,
+    conditions: Conditions,
+    draws: Draws,
 ) -> Tensor:
-    """The state at the last of `times`, reached by re-noising from the first (`multistep_consistency`), (B, C, H, W).
+    """The state of each image at its own one of `times`, reached by re-noising from the first (`multistep_consistency`).
 
     Noise is that of the runtime's tables for the seeds of the draws: stream 0, then one stream a row.
+
+    Args:
+        row_B: index into `times`, (B,).
+
+    Returns:
+        (B, C, H, W).
     """
     process = predictor.process
     x = process.init_scale(times[0]) * draws.table_noise(shape)
     for row, (t, s) in enumerate(itertools.pairwise(times)):
-        x0 = predictor.x0(x, x.new_full((len(x),), t), conditions)
+        # Images that are there already leave. All processes must call a sharded network equally often: one image stays.
+        going = torch.nonzero(row_B > row).flatten()
+        moved = going if len(going) else going.new_zeros(1)
+        x0 = predictor.x0(x[moved], x.new_full((len(moved),), t), conditions.at(moved))
         z = draws.table_noise(shape, row + 1)
-        x = process.add_noise(x0, z, x.new_full((len(x),), s))
+        x[going] = process.add_noise(x0, z[moved], x.new_full((len(moved),), s))[: len(going)]
     return x
+
+
+def spread_rows(num_rows: int, step: int, draws: Draws) -> Tensor:
+    """A row for each image, int64 (B,): all of them equally often in a batch, in turn where there are more rows than images."""
+    place_B = torch.arange(draws.num_samples, device=draws.device) + draws.first_sample
+    return (place_B + step) % num_rows
 
 
 @torch.no_grad()

@@ -44,14 +44,14 @@ class GaussianTeacher(nn.Module):
 
 
 class MixtureTeacher(nn.Module):
-    """Exact denoiser of the 25 Gaussians in v prediction: a posterior mean over modes."""
+    """Exact denoiser of the 25 Gaussians in v prediction: a posterior mean over modes. More times change nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         grid = (torch.arange(5.0) - 2) * Grid25.spacing
         self.register_buffer("centres_M2", torch.cartesian_prod(grid, grid))
 
-    def forward(self, x: Tensor, time_B: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_B: Tensor, *_more_times_B: Tensor) -> Tensor:
         t_B = PROCESS.t_from_model_time(time_B)
         level = PROCESS.at(t_B)
         alpha, sigma, std = level.alpha[:, None], level.sigma[:, None], Grid25.mode_std

@@ -2,6 +2,9 @@
 
 Yin et al. 2024 (DMD2, arXiv 2405.14867), sections 4.2 and 4.4, without their adversarial head: the generator's input at a
 random step of its own re-noising sampler is what its sampler would bring there, so that training sees what generation sees.
+
+The images of every step have a law of their own, and each is to be the data's. A score network that knows only their mixture
+lets one step lack what another has too much of, and generation takes the last step alone; so it is told the step (as in `tdm`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_rt.core.spec import StudentSpec
 from distill_rt.training.consistency import renoise_plans
@@ -22,17 +25,24 @@ from distill_rt.training.methods.base import Networks, Phase, check_setting, che
 from distill_rt.training.methods.dmd import DistributionMatching
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Predictor, Teacher
-from distill_rt.training.rollout import renoised_state
-from distill_rt.training.student import distilled_contract, draw_conditions
+from distill_rt.training.rollout import renoised_states, spread_rows
+from distill_rt.training.student import distilled_contract, draw_conditions, embed_second_time, student_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImprovedDistributionMatching(DistributionMatching):
-    """Args: steps: of the student; the others as in `DistributionMatching`."""
+    """Improved distribution matching (DMD2).
+
+    Args:
+        steps: of the student.
+
+    The others as in `DistributionMatching`.
+    """
 
     name: ClassVar[str] = "dmd2"
 
     steps: int = 4
+    start: float = 0.75
     score_steps: int = 3
     pairs_weight: float = 0.0
     iterations: int = 4000
@@ -50,6 +60,16 @@ class ImprovedDistributionMatching(DistributionMatching):
             teacher, method=self.name, plans=plans, default_steps=self.steps, settings=dataclasses.asdict(self)
         )
 
+    def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
+        spec = self.contract(teacher.spec)
+        score = embed_second_time(spec) if self.tells_rows(spec) else spec
+        both = GeneratorAndScore(student_network(teacher, spec), student_network(teacher, score))
+        return {"student": both.student, "both": both}
+
+    def tells_rows(self, spec: StudentSpec) -> bool:
+        """Whether the score network is told which row made an image; networks that read prompts cannot be."""
+        return self.steps > 1 and spec.condition.kind != "text"
+
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
     ) -> dict[str, Tensor]:
@@ -57,14 +77,15 @@ class ImprovedDistributionMatching(DistributionMatching):
         assert isinstance(both, GeneratorAndScore)
         conditions = draw_conditions(spec, batch, draws)
         predictor = Predictor.of(spec, both.student)
-        # One exit for the whole batch, every exit equally often: on average half of the chain is rolled.
-        exit_row = step // self.score_steps % self.steps
+        row_B = spread_rows(self.steps, step, draws)
         times = uniform_times(self.steps, start=self.start)
-        x = renoised_state(predictor, spec.sample_shape, times[: exit_row + 1], conditions, draws)
+        t_B = torch.tensor(times, device=draws.device)[row_B]
+        x = renoised_states(predictor, spec.sample_shape, times, row_B, conditions, draws)
         moves = step % self.score_steps == 0
         with torch.set_grad_enabled(moves):
-            images = predictor.x0(x, x.new_full((len(x),), times[exit_row]), conditions)
-        losses = {"score": score_loss(spec, both.score, images, conditions, draws)}
+            images = predictor.x0(x, t_B, conditions)
+        told = dataclasses.replace(conditions, second_time_B=t_B) if self.tells_rows(spec) else conditions
+        losses = {"score": score_loss(spec, both.score, images, told, draws)}
         if moves:
-            losses["matching"] = self.matching(teacher, both.score, images, conditions, draws)
+            losses["matching"] = self.matching(teacher, both.score, images, conditions, draws, told)
         return losses

@@ -57,7 +57,7 @@ class RegularizedConsistency(SimplifiedConsistency):
     @property
     def matcher(self) -> ImprovedDistributionMatching:
         return ImprovedDistributionMatching(
-            steps=self.steps, score_steps=self.score_steps, level_power=self.level_power
+            steps=self.steps, start=1.0, score_steps=self.score_steps, level_power=self.level_power
         )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:

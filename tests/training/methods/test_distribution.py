@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closed_forms import MixtureTeacher, plain_spec
+from closed_forms import PROCESS, MixtureTeacher, plain_spec
 from gaussian_fit import AffineOfTime, denoiser, exact_teacher, fit, run, start_at, unit
 
 from distill_rt.core.errors import UsageError
@@ -18,7 +18,8 @@ from distill_rt.training.methods import (
     VariationalScore,
 )
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
-from distill_rt.training.rollout import renoised_state
+from distill_rt.training.recipes import RECIPES
+from distill_rt.training.rollout import renoised_states, spread_rows
 
 ONE_STEP = [
     DistributionMatching(pairs_weight=0.0),
@@ -90,7 +91,8 @@ def test_the_losses_touch_disjoint_weights():
     draws = Draws(0, 0, 16)
     batch = Grid25().batch(draws)
     for method in (*ONE_STEP, ImprovedDistributionMatching(score_steps=1)):
-        both = GeneratorAndScore(*(torch.nn.ModuleList([AffineOfTime(2), AffineOfTime(2)])))
+        num_times = 2 if isinstance(method, ImprovedDistributionMatching) else 1
+        both = GeneratorAndScore(AffineOfTime(2), AffineOfTime(2, num_times=num_times))
         torch.nn.init.normal_(both.student.weight)
         losses = method.losses(
             method.phases(teacher.spec)[0], 0, {"student": both.student, "both": both}, teacher, batch, draws
@@ -100,6 +102,39 @@ def test_the_losses_touch_disjoint_weights():
             losses[name].backward(retain_graph=True)
             assert owner.weight.grad.abs().sum() > 0, name
             assert other.weight.grad is None or not other.weight.grad.any(), name
+
+
+class Listener(torch.nn.Module):
+    """Keeps the times that it is told, as process times, and answers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[list[list[float]]] = []
+        self.answer = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, *times):
+        self.heard.append([[round(t, 3) for t in PROCESS.t_from_model_time(time).tolist()] for time in times])
+        return self.answer * x
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(4, [0.5, 0.375, 0.25, 0.125]), (1, None)])
+def test_dmd2_tells_the_score_which_step_made_an_image(steps, rows):
+    teacher, method = Teacher(plain_spec(2), MixtureTeacher()), ImprovedDistributionMatching(steps=steps, start=0.5)
+    both, draws = GeneratorAndScore(Listener(), Listener()), Draws(0, 0, 8)
+    networks = {"student": both.student, "both": both}
+    losses = method.losses(method.phases(teacher.spec)[0], 0, networks, teacher, Grid25().batch(draws), draws)
+    assert set(losses) == {"score", "matching"}
+    *rolled, (asked,) = both.student.heard
+    assert [len(times[0]) for times in rolled] == [6, 4, 2][: steps - 1], "an image leaves at its own step"
+    assert asked == (rows * 2 if rows else [0.5] * 8)
+    assert [heard[1:] for heard in both.score.heard] == ([[asked]] * 2 if rows else [[]] * 2)
+
+
+def test_students_of_prompts_share_one_score():
+    """Their networks take no second time."""
+    text = RECIPES["shapes-text-teacher"]().spec
+    assert not ImprovedDistributionMatching().tells_rows(text)
+    assert ImprovedDistributionMatching().tells_rows(plain_spec(2))
 
 
 def test_the_generator_rests_while_the_score_learns():
@@ -143,7 +178,7 @@ def test_a_rolled_state_is_what_the_sampler_visits():
     """DMD2 trains on the states of the exported table, noise and all."""
     spec = plain_spec(2)
     teacher = Teacher(spec, MixtureTeacher())
-    table = ImprovedDistributionMatching(steps=4).contract(spec).plans[4]
+    table = ImprovedDistributionMatching(steps=4, start=1.0).contract(spec).plans[4]
     seeds, visited = Draws(0, 0, 5).seeds, []
 
     def network(net_id, x, time, second_time):
@@ -153,9 +188,18 @@ def test_a_rolled_state_is_what_the_sampler_visits():
     run_table(table, unit_noise(seeds, (2, 1, 1)), network, lambda s: unit_noise(seeds, (2, 1, 1), s), dtype="float32")
     times = [1.0, 0.75, 0.5, 0.25]
     predictor = Predictor.of(spec, teacher.network)
-    for n in range(4):
-        x = renoised_state(predictor, (2, 1, 1), times[: n + 1], Conditions(), Draws(0, 0, 5))
-        torch.testing.assert_close(x, torch.from_numpy(visited[n]), rtol=1e-4, atol=1e-5)
+    for row_B in (torch.tensor([0, 1, 2, 3, 2]), torch.full((5,), 3), torch.zeros(5, dtype=torch.int64)):
+        x = renoised_states(predictor, (2, 1, 1), times, row_B, Conditions(), Draws(0, 0, 5))
+        wanted = torch.stack([torch.from_numpy(visited[int(row)][i]) for i, row in enumerate(row_B)])
+        torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_spread_over_every_batch_and_in_turn():
+    for step in range(3):
+        assert torch.bincount(spread_rows(4, step, Draws(0, step, 8)), minlength=4).tolist() == [2, 2, 2, 2]
+    assert [int(spread_rows(4, step, Draws(0, step, 1))[0]) for step in range(4)] == [0, 1, 2, 3]
+    halves = [spread_rows(4, 5, Draws(0, 5, 3, first_sample=first)) for first in (0, 3)]
+    assert torch.equal(torch.cat(halves), spread_rows(4, 5, Draws(0, 5, 6)))
 
 
 @pytest.mark.parametrize(
