@@ -82,26 +82,31 @@ class FeatureJudge(nn.Module):
 
     Args:
         teacher: whose features are read; it is no part of this module.
+        tells_steps: whether the heads are told which of several steps made an image.
         width: E.
     """
 
-    def __init__(self, teacher: Teacher, width: int = 64) -> None:
+    def __init__(self, teacher: Teacher, width: int = 64, *, tells_steps: bool = False) -> None:
         super().__init__()
         self.taps = stage_ends(teacher)
         self.has_w = teacher.spec.guidance.mode != "none"
-        self.heads = nn.ModuleList(Head(value, width, guided=self.has_w) for value in _probed(teacher, self.taps))
+        self.heads = nn.ModuleList(
+            Head(value, width, guided=self.has_w, tells_steps=tells_steps) for value in _probed(teacher, self.taps)
+        )
 
-    def forward(self, features: Iterable[Tensor], t_B: Tensor, conditions: Conditions) -> Tensor:
-        """Logits (B, H), float32, of the features of noised images, t their level."""
+    def forward(self, features: Iterable[Tensor], t_B: Tensor, made_at_B: Tensor, conditions: Conditions) -> Tensor:
+        """Logits (B, H), float32, of the features of images noised to t, made in the student's step at `made_at_B`."""
         w_B = conditions.w_B if self.has_w else None
         # A slope is a difference of logits over a short way: bfloat16 would round it to steps as large as itself.
         with torch.autocast(t_B.device.type, enabled=False):
-            logits = [head(value.float(), t_B, w_B) for head, value in zip(self.heads, features, strict=True)]
+            logits = [
+                head(value.float(), t_B, made_at_B, w_B) for head, value in zip(self.heads, features, strict=True)
+            ]
         return torch.stack(logits, dim=1)
 
 
 class Head(nn.Module):
-    """A perceptron at every position, told noise level and guidance scale; starts at logit 0.
+    """A perceptron at every position, told noise level, guidance scale and the step that is judged; starts at logit 0.
 
     Args:
         probe_BCP: features of some images, by which every channel is standardised once and for all. Normalising each image
@@ -112,22 +117,25 @@ class Head(nn.Module):
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(self, probe_BCP: Tensor, width: int, *, guided: bool) -> None:
+    def __init__(self, probe_BCP: Tensor, width: int, *, guided: bool, tells_steps: bool) -> None:
         super().__init__()
         flat_NC = _positions(probe_BCP).flatten(0, 1)
         self.register_buffer("mean_C", flat_NC.mean(dim=0))
         self.register_buffer("std_C", flat_NC.std(dim=0).clamp(min=1e-6))
         self.first = nn.Linear(flat_NC.shape[1], width)
         self.level = ScalarBranch(width)
+        self.made_at = ScalarBranch(width) if tells_steps else None
         self.guidance = ScalarBranch(width) if guided else None
         self.second = nn.Linear(width, width)
         self.out = nn.Linear(width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, t_B: Tensor, w_B: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, t_B: Tensor, made_at_B: Tensor, w_B: Tensor | None) -> Tensor:
         """The mean logit of each image, (B,), from features (B, C, ...)."""
         told = self.level(t_B)
+        if self.made_at is not None:
+            told = told + self.made_at(made_at_B)
         if self.guidance is not None:
             assert w_B is not None
             told = told + self.guidance(w_B)

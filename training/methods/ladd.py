@@ -3,6 +3,9 @@
 Sauer et al. 2024 (LADD, arXiv 2403.12015): real images are the teacher's, made beforehand; the student denoises them
 from the levels of its sampler to x0; real and student's images are noised to a random level, the frozen teacher reads both, and
 light heads on its features are the discriminator. There is no regression on the teacher.
+
+The heads are told the step that made an image (as `dmd2` tells its score network): a discriminator of the mixture of all steps
+lets one step lack what another has too much of.
 """
 
 from __future__ import annotations
@@ -38,6 +41,16 @@ from distill_rt.training.student import distilled_contract, student_network
 
 NEARBY = 0.05
 """Distance at which the discriminator's slope is measured, in units of the noise: what is to be told apart is no finer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideBySide:
+    """Real images and the student's of equal conditions, both (B, C, H, W), and the time of the step that made each, (B,)."""
+
+    real: Tensor
+    made: Tensor
+    made_at_B: Tensor
+    conditions: Conditions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +122,7 @@ class LatentAdversarial(OneStage):
     def networks(self, teacher: Teacher) -> dict[str, nn.Module]:
         student = student_network(teacher, self.contract(teacher.spec))
         pairs = PairCache(teacher.spec, self.num_pairs, self.batch_size)
-        both = GeneratorAndDiscriminator(student, FeatureJudge(teacher))
+        both = GeneratorAndDiscriminator(student, FeatureJudge(teacher, tells_steps=self.steps > 1))
         return {"student": student, "both": both, "pairs": pairs}
 
     def losses(
@@ -129,22 +142,21 @@ class LatentAdversarial(OneStage):
             x_t = torch.where((row_B == 0)[:, None, None, None], spec.process.init_scale(self.start) * z, x_t)
         with torch.set_grad_enabled(step >= self.judge_warmup and step % self.judge_steps == 0):
             made = Predictor.of(spec, both.student).x0(x_t, t_B, pairs.conditions)
-        return self.adversarial(teacher, both.discriminator, pairs.x0_BCHW, made, pairs.conditions, draws)
+        images = SideBySide(real=pairs.x0_BCHW, made=made, made_at_B=t_B, conditions=pairs.conditions)
+        return self.adversarial(teacher, both.discriminator, images, draws)
 
-    def adversarial(
-        self, teacher: Teacher, judge: nn.Module, real: Tensor, made: Tensor, conditions: Conditions, draws: Draws
-    ) -> dict[str, Tensor]:
+    def adversarial(self, teacher: Teacher, judge: nn.Module, images: SideBySide, draws: Draws) -> dict[str, Tensor]:
         """The losses at one random level, the student's where its images take gradients; real and made share the noise."""
-        spec = teacher.spec
+        spec, made_at_B, conditions = teacher.spec, images.made_at_B, images.conditions
         assert isinstance(judge, FeatureJudge)
         r_B = logit_normal_time(self.level_mean, self.level_std, draws, Purpose.TIME)
         noise = draws.normal(spec.sample_shape, Purpose.MATCHING_NOISE)
-        real_r, made_r = (spec.process.add_noise(x0, noise, r_B) for x0 in (real, made))
+        real_r, made_r = (spec.process.add_noise(x0, noise, r_B) for x0 in (images.real, images.made))
         of_made = teacher_features(teacher, judge.taps, made_r, r_B, conditions)
         with torch.no_grad():
             of_real = teacher_features(teacher, judge.taps, real_r, r_B, conditions)
-        on_real = judge(of_real, r_B, conditions)
-        on_made = judge([value.detach() for value in of_made], r_B, conditions)
+        on_real = judge(of_real, r_B, made_at_B, conditions)
+        on_made = judge([value.detach() for value in of_made], r_B, made_at_B, conditions)
         losses = {"discriminator": discriminator_loss(self.loss, on_real, on_made)}
         if self.smoothness:
             away = draws.normal(spec.sample_shape, Purpose.NEARBY)
@@ -152,9 +164,9 @@ class LatentAdversarial(OneStage):
             for name, x_r, logits in (("real", real_r, on_real), ("made", made_r, on_made)):
                 with torch.no_grad():
                     nearby = teacher_features(teacher, judge.taps, x_r + step, r_B, conditions)
-                slope = steepness(logits, judge(nearby, r_B, conditions), NEARBY)
+                slope = steepness(logits, judge(nearby, r_B, made_at_B, conditions), NEARBY)
                 losses[f"steepness_{name}"] = self.smoothness * slope
-        if made.requires_grad:
+        if images.made.requires_grad:
             with frozen(judge):
-                losses["generator"] = generator_loss(self.loss, on_real, judge(of_made, r_B, conditions))
+                losses["generator"] = generator_loss(self.loss, on_real, judge(of_made, r_B, made_at_B, conditions))
         return losses

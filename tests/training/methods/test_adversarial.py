@@ -22,6 +22,7 @@ from distill_rt.training.adversarial import (
 from distill_rt.training.data import Batch, Grid25, digits
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods import LatentAdversarial
+from distill_rt.training.methods.ladd import SideBySide
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.predictor import Conditions, Teacher
 from distill_rt.training.recipes import RECIPES
@@ -108,13 +109,16 @@ def conditions_of(teacher: Teacher, size: int) -> Conditions:
 @pytest.mark.parametrize("name", ["points", "images"])
 def test_features_are_read_at_the_end_of_every_stage(name, request):
     teacher = request.getfixturevalue(name)
-    judge, c = FeatureJudge(teacher), conditions_of(teacher, 6)
+    judge, c = FeatureJudge(teacher, tells_steps=True), conditions_of(teacher, 6)
     x, t_B = torch.randn(6, *teacher.spec.sample_shape), torch.rand(6)
     features = teacher_features(teacher, judge.taps, x, t_B, c)
     assert len(judge.taps) == {"points": 4, "images": 5}[name]
-    assert torch.equal(judge(features, t_B, c), torch.zeros(6, len(judge.taps))), "heads start at 0"
-    logits = awake(judge)(features, t_B, c)
+    made_at_B = torch.tensor([1.0, 0.75, 0.5, 0.25, 1.0, 0.5])
+    assert torch.equal(judge(features, t_B, made_at_B, c), torch.zeros(6, len(judge.taps))), "heads start at 0"
+    logits = awake(judge)(features, t_B, made_at_B, c)
     assert logits.std(0).min() > 0
+    told = judge(features, t_B, made_at_B.flip(0), c) != logits
+    assert told.any(dim=1).tolist() == (made_at_B.flip(0) != made_at_B).tolist(), "every step is judged by itself"
     assert {id(p) for p in judge.parameters()}.isdisjoint(id(p) for p in teacher.network.parameters())
     assert not any(module._forward_hooks for module in teacher.network.modules())
 
@@ -128,11 +132,13 @@ def test_equal_images_move_nobody(name, kind, request):
     real = torch.randn(8, *teacher.spec.sample_shape)
     made = real.clone().requires_grad_()
     method = LatentAdversarial(loss=kind)
-    losses = method.adversarial(teacher, judge, real, made, c, draws)
+    images = SideBySide(real=real, made=made, made_at_B=torch.ones(8), conditions=c)
+    losses = method.adversarial(teacher, judge, images, draws)
     sum(losses.values()).backward()
     assert torch.equal(made.grad, torch.zeros_like(made))
     assert not any(p.grad is not None and p.grad.abs().max() > 1e-7 for p in judge.parameters())
-    other = method.adversarial(teacher, judge, real, (made + 1.0).detach(), c, draws)
+    moved = dataclasses.replace(images, made=(made + 1.0).detach())
+    other = method.adversarial(teacher, judge, moved, draws)
     other["discriminator"].backward()
     assert any(p.grad.abs().max() > 1e-4 for p in judge.parameters() if p.grad is not None)
 
