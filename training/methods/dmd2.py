@@ -43,9 +43,10 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     steps: int = 4
     start: float = 0.75
-    score_steps: int = 3
+    level_power: float = 2.0
+    score_steps: int = 4
     pairs_weight: float = 0.0
-    iterations: int = 4000
+    iterations: int = 6000
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, f"steps must be at least 1, got {self.steps}")

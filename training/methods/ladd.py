@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from distill_rt.training.methods.base import Networks, OneStage, Phase, check_se
 from distill_rt.training.pairs import PairCache
 from distill_rt.training.plans import uniform_times
 from distill_rt.training.predictor import Conditions, Predictor, Teacher
+from distill_rt.training.rollout import renoised_states
 from distill_rt.training.student import distilled_contract, student_network
 
 NEARBY = 0.05
@@ -60,6 +61,8 @@ class LatentAdversarial(OneStage):
     Args:
         steps: largest plan; every power of two below it is offered too (re-noising between evaluations).
         start: process time of the first evaluation, as for `dmd`.
+        inputs: what the student denoises after its first evaluation: its ``own`` images, re-noised as its sampler does it
+            (`dmd2`), or ``real`` ones, as the paper has it, which leave each evaluation the errors of those before it.
         loss: of the logits.
         first_share: of the batch that starts at pure noise, beside its share of all levels.
         judge_steps: updates of the discriminator for every update of the student.
@@ -75,7 +78,8 @@ class LatentAdversarial(OneStage):
     follows_trajectory: ClassVar[bool] = False
 
     steps: int = 4
-    start: float = 1.0
+    start: float = 0.75
+    inputs: Literal["real", "own"] = "own"
     loss: AdversarialLoss = "softplus"
     first_share: float = 0.5
     judge_steps: int = 4
@@ -135,13 +139,18 @@ class LatentAdversarial(OneStage):
         pairs = cache.next(teacher, table, batch, draws)
         row_B = draws.integers(0, self.steps, Purpose.STEP)
         row_B = torch.where(draws.uniform(Purpose.SECOND_TIME) < self.first_share, 0, row_B)
-        t_B = torch.tensor(uniform_times(self.steps, start=self.start), device=draws.device)[row_B]
-        z = draws.normal(spec.sample_shape)
-        x_t = spec.process.add_noise(pairs.x0_BCHW, z, t_B)
-        if self.start < 1.0:  # generation starts without an image, and what is left of one below time 1 is plain to see
+        times = uniform_times(self.steps, start=self.start)
+        t_B = torch.tensor(times, device=draws.device)[row_B]
+        student = Predictor.of(spec, both.student)
+        if self.inputs == "own":
+            x_t = renoised_states(student, spec.sample_shape, times, row_B, pairs.conditions, draws)
+        else:
+            z = draws.normal(spec.sample_shape)
+            x_t = spec.process.add_noise(pairs.x0_BCHW, z, t_B)
+            # Generation starts without an image, and what is left of one below time 1 is plain to see.
             x_t = torch.where((row_B == 0)[:, None, None, None], spec.process.init_scale(self.start) * z, x_t)
         with torch.set_grad_enabled(step >= self.judge_warmup and step % self.judge_steps == 0):
-            made = Predictor.of(spec, both.student).x0(x_t, t_B, pairs.conditions)
+            made = student.x0(x_t, t_B, pairs.conditions)
         images = SideBySide(real=pairs.x0_BCHW, made=made, made_at_B=t_B, conditions=pairs.conditions)
         return self.adversarial(teacher, both.discriminator, images, draws)
 

@@ -43,7 +43,7 @@ def test_what_trains_on_the_states_of_its_plan_keeps_their_times():
     """`rcm` matches at the states that `dmd2` visits, `ladd` and `dmd2` at their own."""
     uniform = renoise_plans(TEACHER, 4)[4]
     assert times_of(TEACHER.process, uniform) == pytest.approx([1.0, 0.75, 0.5, 0.25])
-    for name, settings in {"rcm": {}, "dmd2": {"start": 1.0}, "ladd": {}}.items():
+    for name, settings in {"rcm": {}, "dmd2": {"start": 1.0}, "ladd": {"start": 1.0}}.items():
         assert METHODS[name](steps=4, **settings).contract(TEACHER).plans[4] == uniform
 
 
