@@ -35,6 +35,8 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     Args:
         steps: of the student.
+        shared_score: one score network for the mixture of all steps, as the paper has it; it sees one step a batch. Networks
+            that read prompts take no second time, so theirs is shared anyway.
 
     The others as in `DistributionMatching`.
     """
@@ -43,6 +45,7 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     steps: int = 4
     start: float = 0.75
+    shared_score: bool = False
     level_power: float = 2.0
     score_steps: int = 4
     pairs_weight: float = 0.0
@@ -68,8 +71,8 @@ class ImprovedDistributionMatching(DistributionMatching):
         return {"student": both.student, "both": both}
 
     def tells_rows(self, spec: StudentSpec) -> bool:
-        """Whether the score network is told which row made an image; networks that read prompts cannot be."""
-        return self.steps > 1 and spec.condition.kind != "text"
+        """Whether the score network is told which row made an image."""
+        return self.steps > 1 and not self.shared_score and spec.condition.kind != "text"
 
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws
@@ -78,14 +81,18 @@ class ImprovedDistributionMatching(DistributionMatching):
         assert isinstance(both, GeneratorAndScore)
         conditions = draw_conditions(spec, batch, draws)
         predictor = Predictor.of(spec, both.student)
-        row_B = spread_rows(self.steps, step, draws)
+        tells_rows = self.tells_rows(spec)
+        if tells_rows:
+            row_B = spread_rows(self.steps, step, draws)
+        else:
+            row_B = torch.full((draws.num_samples,), step // self.score_steps % self.steps, device=draws.device)
         times = uniform_times(self.steps, start=self.start)
         t_B = torch.tensor(times, device=draws.device)[row_B]
         x = renoised_states(predictor, spec.sample_shape, times, row_B, conditions, draws)
         moves = step % self.score_steps == 0
         with torch.set_grad_enabled(moves):
             images = predictor.x0(x, t_B, conditions)
-        told = dataclasses.replace(conditions, second_time_B=t_B) if self.tells_rows(spec) else conditions
+        told = dataclasses.replace(conditions, second_time_B=t_B) if tells_rows else conditions
         losses = {"score": score_loss(spec, both.score, images, told, draws)}
         if moves:
             losses["matching"] = self.matching(teacher, both.score, images, conditions, draws, told)

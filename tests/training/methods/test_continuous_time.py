@@ -258,11 +258,12 @@ def rcm_losses(step, score, **settings):
 def test_rcm_is_scm_and_weighted_matching():
     """Losses of its two parts by themselves, on the same draws; the matching rests while the score learns."""
     for step in range(4):
-        losses, student, score = rcm_losses(step, AffineOfTime(2, num_times=2), matching_weight=0.25, score_steps=2)
+        losses, student, score = rcm_losses(step, AffineOfTime(2), matching_weight=0.25, score_steps=2)
         teacher, draws = Teacher(plain_spec(2), MixtureTeacher()), Draws(0, step, 64)
         networks, batch = {"student": student, "both": GeneratorAndScore(student, score)}, Grid25().batch(draws)
         expected = {}
-        for method in (SimplifiedConsistency(), ImprovedDistributionMatching(steps=2, start=1.0, score_steps=2)):
+        matcher = ImprovedDistributionMatching(steps=2, start=1.0, level_power=1.0, shared_score=True, score_steps=2)
+        for method in (SimplifiedConsistency(), matcher):
             expected |= method.losses(method.phases(teacher.spec)[0], step, networks, teacher, batch, draws)
         assert set(losses) == ({"scm", "score", "matching"} if step % 2 == 0 else {"scm", "score"})
         for name, loss in losses.items():
@@ -270,7 +271,7 @@ def test_rcm_is_scm_and_weighted_matching():
 
 
 def test_the_scores_loss_is_the_scores_and_the_others_are_the_students():
-    losses, student, score = rcm_losses(0, AffineOfTime(2, num_times=2))
+    losses, student, score = rcm_losses(0, AffineOfTime(2))
     for name, (owner, other) in {
         "scm": (student, score),
         "matching": (student, score),

@@ -130,11 +130,19 @@ def test_dmd2_tells_the_score_which_step_made_an_image(steps, rows):
     assert [heard[1:] for heard in both.score.heard] == ([[asked]] * 2 if rows else [[]] * 2)
 
 
-def test_students_of_prompts_share_one_score():
-    """Their networks take no second time."""
-    text = RECIPES["shapes-text-teacher"]().spec
-    assert not ImprovedDistributionMatching().tells_rows(text)
-    assert ImprovedDistributionMatching().tells_rows(plain_spec(2))
+def test_a_shared_score_sees_one_step_a_batch():
+    """Of prompts always: their networks take no second time."""
+    assert not ImprovedDistributionMatching().tells_rows(RECIPES["shapes-text-teacher"]().spec)
+    teacher = Teacher(plain_spec(2), MixtureTeacher())
+    method = ImprovedDistributionMatching(steps=4, start=0.5, shared_score=True, score_steps=2)
+    asked = []
+    for step in range(8):
+        both, draws = GeneratorAndScore(Listener(), Listener()), Draws(0, step, 2)
+        networks = {"student": both.student, "both": both}
+        method.losses(method.phases(teacher.spec)[0], step, networks, teacher, Grid25().batch(draws), draws)
+        asked.append(both.student.heard[-1][0])
+        assert all(len(heard) == 1 for heard in both.score.heard)
+    assert asked == [[t] * 2 for t in (0.5, 0.5, 0.375, 0.375, 0.25, 0.25, 0.125, 0.125)]
 
 
 def test_the_generator_rests_while_the_score_learns():
