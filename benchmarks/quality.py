@@ -152,7 +152,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "dmd": {"iterations": "700", "num_pairs": "2048", "level_power": "2", "score_steps": "4"},
     "vsd": {"iterations": "700"},
     "sid": {"iterations": "600", "start": "1"},
-    "dmd2": {"iterations": "700"},
+    "dmd2": {"iterations": "800"},
     "meanflow": {"iterations": "700"},
     "scm": {"iterations": "500", "plan_power": "3"},
     "rcm": {"iterations": "350", "level_power": "2", "score_steps": "4"},
