@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     Args:
         steps: of the student.
-        shared_score: one score network for the mixture of all steps, as the paper has it; it sees one step a batch. Networks
-            that read prompts take no second time, so theirs is shared anyway.
+        score: what the score network knows: the step that made an image (``step``), or the images of all steps as one law, as
+            the paper has it (``shared``), one step a batch. Networks that read prompts take no second time and share theirs.
 
     The others as in `DistributionMatching`.
     """
@@ -45,7 +45,7 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     steps: int = 4
     start: float = 0.75
-    shared_score: bool = False
+    score: Literal["step", "shared"] = "step"
     level_power: float = 2.0
     score_steps: int = 4
     pairs_weight: float = 0.0
@@ -72,7 +72,7 @@ class ImprovedDistributionMatching(DistributionMatching):
 
     def tells_rows(self, spec: StudentSpec) -> bool:
         """Whether the score network is told which row made an image."""
-        return self.steps > 1 and not self.shared_score and spec.condition.kind != "text"
+        return self.steps > 1 and self.score == "step" and spec.condition.kind != "text"
 
     def losses(
         self, phase: Phase, step: int, networks: Networks, teacher: Teacher, batch: Batch, draws: Draws

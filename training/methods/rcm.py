@@ -58,7 +58,7 @@ class RegularizedConsistency(SimplifiedConsistency):
     def matcher(self) -> ImprovedDistributionMatching:
         # Told the step, the score network had no gain here (docs/log.md): the consistency loss keeps every step's images apart.
         return ImprovedDistributionMatching(
-            steps=self.steps, start=1.0, shared_score=True, score_steps=self.score_steps, level_power=self.level_power
+            steps=self.steps, start=1.0, score="shared", score_steps=self.score_steps, level_power=self.level_power
         )
 
     def phases(self, teacher: StudentSpec) -> tuple[Phase, ...]:

@@ -262,7 +262,7 @@ def test_rcm_is_scm_and_weighted_matching():
         teacher, draws = Teacher(plain_spec(2), MixtureTeacher()), Draws(0, step, 64)
         networks, batch = {"student": student, "both": GeneratorAndScore(student, score)}, Grid25().batch(draws)
         expected = {}
-        matcher = ImprovedDistributionMatching(steps=2, start=1.0, level_power=1.0, shared_score=True, score_steps=2)
+        matcher = ImprovedDistributionMatching(steps=2, start=1.0, level_power=1.0, score="shared", score_steps=2)
         for method in (SimplifiedConsistency(), matcher):
             expected |= method.losses(method.phases(teacher.spec)[0], step, networks, teacher, batch, draws)
         assert set(losses) == ({"scm", "score", "matching"} if step % 2 == 0 else {"scm", "score"})

@@ -134,7 +134,7 @@ def test_a_shared_score_sees_one_step_a_batch():
     """Of prompts always: their networks take no second time."""
     assert not ImprovedDistributionMatching().tells_rows(RECIPES["shapes-text-teacher"]().spec)
     teacher = Teacher(plain_spec(2), MixtureTeacher())
-    method = ImprovedDistributionMatching(steps=4, start=0.5, shared_score=True, score_steps=2)
+    method = ImprovedDistributionMatching(steps=4, start=0.5, score="shared", score_steps=2)
     asked = []
     for step in range(8):
         both, draws = GeneratorAndScore(Listener(), Listener()), Draws(0, step, 2)
