@@ -44,10 +44,10 @@ def renoised_states(
     return x
 
 
-def spread_rows(num_rows: int, step: int, draws: Draws) -> Tensor:
+def spread_rows(num_rows: int, turn: int, draws: Draws) -> Tensor:
     """A row for each image, int64 (B,): all of them equally often in a batch, in turn where there are more rows than images."""
     place_B = torch.arange(draws.num_samples, device=draws.device) + draws.first_sample
-    return (place_B + step) % num_rows
+    return (place_B + turn) % num_rows
 
 
 @torch.no_grad()

@@ -81,11 +81,11 @@ class ImprovedDistributionMatching(DistributionMatching):
         assert isinstance(both, GeneratorAndScore)
         conditions = draw_conditions(spec, batch, draws)
         predictor = Predictor.of(spec, both.student)
-        tells_rows = self.tells_rows(spec)
+        tells_rows, turn = self.tells_rows(spec), step // self.score_steps  # every row has its turn in steps that move
         if tells_rows:
-            row_B = spread_rows(self.steps, step, draws)
+            row_B = spread_rows(self.steps, turn, draws)
         else:
-            row_B = torch.full((draws.num_samples,), step // self.score_steps % self.steps, device=draws.device)
+            row_B = torch.full((draws.num_samples,), turn % self.steps, device=draws.device)
         times = uniform_times(self.steps, start=self.start)
         t_B = torch.tensor(times, device=draws.device)[row_B]
         x = renoised_states(predictor, spec.sample_shape, times, row_B, conditions, draws)

@@ -130,6 +130,19 @@ def test_dmd2_tells_the_score_which_step_made_an_image(steps, rows):
     assert [heard[1:] for heard in both.score.heard] == ([[asked]] * 2 if rows else [[]] * 2)
 
 
+def test_a_batch_smaller_than_the_steps_moves_them_in_turn():
+    teacher = Teacher(plain_spec(2), MixtureTeacher())
+    method = ImprovedDistributionMatching(steps=4, start=0.5, score_steps=4)
+    moved = set()
+    for step in range(0, 16, 4):
+        both, draws = GeneratorAndScore(Listener(), Listener()), Draws(0, step, 1)
+        networks = {"student": both.student, "both": both}
+        losses = method.losses(method.phases(teacher.spec)[0], step, networks, teacher, Grid25().batch(draws), draws)
+        assert "matching" in losses
+        moved.add(both.student.heard[-1][0][0])
+    assert moved == {0.5, 0.375, 0.25, 0.125}
+
+
 def test_a_shared_score_sees_one_step_a_batch():
     """Of prompts always: their networks take no second time."""
     assert not ImprovedDistributionMatching().tells_rows(RECIPES["shapes-text-teacher"]().spec)
