@@ -32,6 +32,19 @@ class GeneratorAndScore(nn.Module):
         self.score = score
 
 
+class Told(nn.Module):
+    """A score network that is told one more time, (B,), with every call: which step made each image."""
+
+    def __init__(self, score: nn.Module, second_time_B: Tensor) -> None:
+        super().__init__()
+        self.score = score
+        self.second_time_B = second_time_B
+
+    def forward(self, x_BCHW: Tensor, time_B: Tensor, *conditions: Tensor) -> Tensor:
+        out: Tensor = self.score(x_BCHW, time_B, self.second_time_B, *conditions)
+        return out
+
+
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Calls inside take no gradient in the network's weights, but do in its inputs."""

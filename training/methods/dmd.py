@@ -121,20 +121,14 @@ class DistributionMatching(OneStage):
         return losses
 
     def matching(
-        self,
-        teacher: Teacher,
-        score: nn.Module,
-        images: Tensor,
-        conditions: Conditions,
-        draws: Draws,
-        told: Conditions | None = None,
+        self, teacher: Teacher, score: nn.Module, images: Tensor, conditions: Conditions, draws: Draws
     ) -> Tensor:
-        """The generator's loss at a random time; `told` is what the score network knows of each image, if it is more."""
+        """The generator's loss at a random time."""
         process, t_B = teacher.process, matching_time(draws, self.level_power)
         with torch.no_grad():
             x_t = process.add_noise(images, draws.normal(teacher.spec.sample_shape, Purpose.MATCHING_NOISE), t_B)
             real = teacher.x0(x_t, t_B, conditions)
-            gradient = fake_x0(teacher.spec, score, x_t, t_B, told or conditions) - real
+            gradient = fake_x0(teacher.spec, score, x_t, t_B, conditions) - real
             if self.weighting == "dmd":
                 gradient = gradient / mean_distance(images, real)
             elif self.weighting == "vsd":

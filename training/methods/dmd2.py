@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill_rt.core.spec import StudentSpec
 from distill_rt.training.consistency import renoise_plans
 from distill_rt.training.data import Batch
-from distill_rt.training.distribution import GeneratorAndScore, score_loss
+from distill_rt.training.distribution import GeneratorAndScore, Told, score_loss
 from distill_rt.training.draws import Draws
 from distill_rt.training.methods.base import Networks, Phase, check_setting, check_start
 from distill_rt.training.methods.dmd import DistributionMatching
@@ -92,8 +92,8 @@ class ImprovedDistributionMatching(DistributionMatching):
         moves = step % self.score_steps == 0
         with torch.set_grad_enabled(moves):
             images = predictor.x0(x, t_B, conditions)
-        told = dataclasses.replace(conditions, second_time_B=t_B) if tells_rows else conditions
-        losses = {"score": score_loss(spec, both.score, images, told, draws)}
+        score = Told(both.score, spec.process.model_time(t_B)) if tells_rows else both.score
+        losses = {"score": score_loss(spec, score, images, conditions, draws)}
         if moves:
-            losses["matching"] = self.matching(teacher, both.score, images, conditions, draws, told)
+            losses["matching"] = self.matching(teacher, score, images, conditions, draws)
         return losses

@@ -56,7 +56,7 @@ class RegularizedConsistency(SimplifiedConsistency):
 
     @property
     def matcher(self) -> ImprovedDistributionMatching:
-        # Told the step, the score network had no gain here (docs/log.md): the consistency loss keeps every step's images apart.
+        # Told the step, the score network had no gain here (docs/log.md).
         return ImprovedDistributionMatching(
             steps=self.steps, start=1.0, score="shared", score_steps=self.score_steps, level_power=self.level_power
         )

@@ -36,18 +36,12 @@ class ScoreIdentity(DistributionMatching):
         check_setting(0.5 <= self.alpha <= 2.0, f"alpha must be 0.5 to 2, got {self.alpha:g}")
 
     def matching(
-        self,
-        teacher: Teacher,
-        score: nn.Module,
-        images: Tensor,
-        conditions: Conditions,
-        draws: Draws,
-        told: Conditions | None = None,
+        self, teacher: Teacher, score: nn.Module, images: Tensor, conditions: Conditions, draws: Draws
     ) -> Tensor:
         t_B, spec = matching_time(draws, self.level_power), teacher.spec
         x_t = spec.process.add_noise(images, draws.normal(spec.sample_shape, Purpose.MATCHING_NOISE), t_B)
         real = teacher.x0_with_gradient(x_t, t_B, conditions)
         with frozen(score):
-            gap = real - fake_x0(spec, score, x_t, t_B, told or conditions)
+            gap = real - fake_x0(spec, score, x_t, t_B, conditions)
         terms = gap * ((real - images) - self.alpha * gap)
         return (terms / mean_distance(images, real)).mean()
