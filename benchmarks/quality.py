@@ -148,6 +148,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "tcd": {"iterations": "700"},
     "ctm": {"iterations": "500"},
     "shortcut": {"iterations": "800"},
+    "catch_up": {"iterations": "800"},
     "imm": {"iterations": "1300"},
     "dmd": {"iterations": "700", "num_pairs": "2048", "level_power": "2", "score_steps": "4"},
     "vsd": {"iterations": "700"},

@@ -45,7 +45,7 @@ def agreed(tau: float, length: float, share: float) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_the_velocity_is_the_one_on_which_both_terms_agree(teacher, weight):
-    method = CatchUp(steps=4, lengths="fixed", longest=0.125, weight=weight, target_decay=0.5)
+    method = CatchUp(steps=4, lengths="fixed", path="student", longest=0.125, weight=weight, target_decay=0.5)
     assert method.share() == weight / (weight + 1)
     student = start_at(AffineOfTime(3, num_knots=49), denoiser)
     networks = {"student": student, "target": frozen_copy(student)}
@@ -63,19 +63,33 @@ def test_the_velocity_is_the_one_on_which_both_terms_agree(teacher, weight):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_looking_half_a_step_ahead_brings_few_steps_near_the_flow(teacher, steps):
-    method = CatchUp(steps=steps)
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [({"longest": 0.125}, 0.15), ({"lengths": "uniform", "longest": 0.125, "path": "student"}, 0.4)],
+    ids=["what is left of the step", "half a step ahead"],
+)
+def test_few_steps_come_near_the_flow(teacher, steps, settings, left):
+    method = CatchUp(steps=steps, **settings)
     student = start_at(AffineOfTime(3, num_knots=49), denoiser)
     table, z = method.contract(teacher.spec).plans[steps], unit()
     flow = exact_teacher().flow(z)
     before = relative(run(student, table, z), flow)
     networks = {"student": student, "target": frozen_copy(student)}
     fit(method, method.phases(teacher.spec)[0], networks, teacher, iterations=700, learning_rate=2e-2)
-    assert relative(run(student, table, z), flow) < 0.4 * before
+    assert relative(run(student, table, z), flow) < left * before
+
+
+def test_a_short_step_leaves_its_share_of_the_step_and_stays_in_it():
+    method, draws = CatchUp(steps=2, longest=0.125), Draws(0, 0, 5)
+    assert method.share() == 1.0 - 0.125
+    # A time of the plan, one just above it, which still belongs to the step below, one whose short step ends there, two others.
+    ahead, reaches = method.ahead(torch.tensor([0.5, 0.54, 0.565, 0.6, 1.0]), draws)
+    torch.testing.assert_close(ahead, torch.tensor([0.4375, 0.4725, 0.556875, 0.5875, 0.9375]))
+    assert reaches.tolist() == [True, True, False, True, True]
 
 
 def test_the_start_is_the_teacher_and_the_slow_copy_is_slow(teacher):
-    method = CatchUp(steps=2, target_decay=0.75)
+    method = CatchUp(steps=2, lengths="uniform", longest=0.125, path="student", target_decay=0.75)
     assert method.share() == pytest.approx(4.0 / 5.0)
     student = start_at(AffineOfTime(3), denoiser)
     networks = {"student": student, "target": frozen_copy(student)}
