@@ -135,11 +135,12 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
-    # Its target is the teacher's DDIM map; that of 8 steps, the default for one, has a recall just above the bar itself.
+    # The target of these is the teacher's DDIM map; that of 8 steps, the default for one, has a recall just above the bar itself.
     "tract-1": {"start_steps": "32", "middle_ratio": "4", "first_iterations": "300", "iterations": "500"},
     "rectified_flow": {"iterations": "1200", "num_pairs": "3072"},
     "consistency_training": {"iterations": "1200"},
     "ect": {"iterations": "1200"},
+    "rcfd-1": {"start_steps": "32", "stage_iterations": "150"},
     "sfd": {"iterations": "150"},
     "bespoke": {"batch_size": "128"},
     "boot": {"iterations": "700"},
