@@ -135,7 +135,7 @@ DIGITS_SETTINGS: dict[str, dict[str, str]] = {
     "consistency": {"plan_power": "3"},
     "kd": {"iterations": "1200", "num_pairs": "3072"},
     "tract": {"guidance_iterations": "200", "first_iterations": "200", "iterations": "400"},
-    # The target of these is the teacher's DDIM map; that of 8 steps, the default for one, has a recall just above the bar itself.
+    # Its target (and rcfd's) is the teacher's DDIM map; that of 8 steps, the default for one, has a recall at the bar itself.
     "tract-1": {"start_steps": "32", "middle_ratio": "4", "first_iterations": "300", "iterations": "500"},
     "rectified_flow": {"iterations": "1200", "num_pairs": "3072"},
     "consistency_training": {"iterations": "1200"},
